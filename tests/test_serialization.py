@@ -104,9 +104,12 @@ def messages(draw: st.DrawFn) -> tk.Packed:
 def test_round_trip(packed: tk.Packed) -> None:
     blob = tk.to_bytes(packed)
     again = tk.from_bytes(blob)
-    assert type(blob) is bytes and len(blob) % 16 == 0
+    assert type(blob) is bytes
+    assert len(blob) % 16 == 0
     assert again.layout == packed.layout
-    assert type(again.data) is np.ndarray and again.data.dtype == np.uint8 and again.data.flags.writeable
+    assert type(again.data) is np.ndarray
+    assert again.data.dtype == np.uint8
+    assert again.data.flags.writeable
     assert np.array_equal(again.data, packed.data)
     assert tk.to_bytes(again) == blob
 
@@ -120,7 +123,8 @@ def test_no_layers() -> None:
     for form in ("list", "flat"):
         layout = tk.Layout((), form=form)
         blob = tk.to_bytes(tk.Packed(layout, np.zeros(0, np.uint8)))
-        assert len(blob) == HEADER and tk.from_bytes(blob).layout == layout
+        assert len(blob) == HEADER
+        assert tk.from_bytes(blob).layout == layout
 
 
 def test_to_bytes_refuses_what_has_no_spelling() -> None:
@@ -140,7 +144,7 @@ def test_to_bytes_refuses_what_has_no_spelling() -> None:
     assert tk.from_bytes(tk.to_bytes(most)).layout == most.layout
 
 
-@pytest.mark.parametrize("at, value", [(3, 0x80), (16, 0b10), (17, 0xFF), (31, 1)])
+@pytest.mark.parametrize(("at", "value"), [(3, 0x80), (16, 0b10), (17, 0xFF), (31, 1)])
 def test_to_bytes_seals_no_damage(at: int, value: int) -> None:
     """A negative scale, the code 10, codes behind the last element, a gap."""
     packed = tk.encode(np.ones(6, np.float32))
@@ -156,11 +160,13 @@ def test_frameworks_write_the_same_bytes_and_are_given_back() -> None:
     there = torch.from_numpy(packed.data.copy())
     assert tk.to_bytes(tk.Packed(packed.layout, there)) == GOOD
     back = tk.from_bytes(GOOD, like=torch.zeros(1))
-    assert isinstance(back.data, torch.Tensor) and torch.equal(back.data, there)
+    assert isinstance(back.data, torch.Tensor)
+    assert torch.equal(back.data, there)
     jnp = pytest.importorskip("jax.numpy")
     assert tk.to_bytes(tk.Packed(packed.layout, jnp.asarray(packed.data))) == GOOD
     back = tk.from_bytes(GOOD, like=jnp.zeros(1))
-    assert isinstance(back.data, type(jnp.zeros(1))) and np.array_equal(np.asarray(back.data), packed.data)
+    assert isinstance(back.data, type(jnp.zeros(1)))
+    assert np.array_equal(np.asarray(back.data), packed.data)
 
 
 # -------------------------------------------------------------------------------------------------- buffers
@@ -175,7 +181,8 @@ def test_any_contiguous_buffer_is_read_and_left_alone(tmp_path: Path) -> None:
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for buffer in (GOOD, bytearray(GOOD), memoryview(GOOD), words, square, offset, mapped):
             packed = tk.from_bytes(buffer)
-            assert tk.to_bytes(packed) == GOOD and bytes(memoryview(buffer).cast("B")) == GOOD
+            assert tk.to_bytes(packed) == GOOD
+            assert bytes(memoryview(buffer).cast("B")) == GOOD
 
 
 def test_result_does_not_share_memory_with_the_buffer() -> None:
@@ -254,7 +261,8 @@ def test_every_bit_flip_is_refused(blob: bytes) -> None:
 def test_every_bit_flip_under_a_good_checksum_is_refused_or_canonical(blob: bytes) -> None:
     start = message_at(blob)
     layout = tk.from_bytes(blob).layout
-    free, used = set(), set()
+    free: set[int] = set()
+    used: set[int] = set()
     for piece in layout.pieces:
         payload = range(start + piece.payload_at, start + piece.payload_at + piece.nbytes)
         used.update(payload, range(start + piece.scale_at, start + piece.scale_at + 4))
@@ -341,6 +349,7 @@ HOSTILE = {
     "shards beyond 31 bits": (written(entry(1), 1, shards=2**31, message=bytes(32)), 36),
     "no shards": (written(entry(1), 1, shards=0, message=bytes(32)), 36),
     "many shards of nothing": (written(b"", 0, shards=2**30, message=bytes(32)), AT),
+    "block of 2^63 and more": (written(entry(5), 1, block=2560 * (2**63 // 2560 + 1), message=bytes(32)), 24),
     "block of 1": (written(entry(5), 1, block=1, message=bytes(32)), 24),
     "block of 2^64 - 1": (written(entry(5), 1, block=2**64 - 1, message=bytes(32)), 24),
     "counts4": (written(entry(5, packing=4), 1, message=bytes(32)), AT),
@@ -352,7 +361,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("blob, offset", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize(("blob", "offset"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_header_costs_nothing(blob: bytes, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused before a layout lists a single piece, in no time and no memory to speak of."""
 
@@ -387,7 +396,7 @@ def test_what_layout_refuses_is_corrupt(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "name, value, text",
+    ("name", "value", "text"),
     [
         ("version", 0, "byte 12: format version 0"),
         ("version", 2, "byte 12: format version 2, this reader knows version 1"),
@@ -425,7 +434,7 @@ def test_damage_is_reported_as_damage() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil, text",
+    ("spoil", "text"),
     [
         (lambda b: bytes(c & 0x7F for c in b), "bit 7"),
         (lambda b: b.replace(b"\r\n", b"\n"), "CR LF into LF"),
@@ -498,4 +507,5 @@ def test_field_table_of_the_format_page() -> None:
     for offset, kind, name in rows:
         assert int(offset) == end == harness.FIELDS[name][0]
         end += sizes.get(kind) or int(kind.split()[0])
-    assert end == HEADER and {name for _, _, name in rows} == set(harness.FIELDS)
+    assert end == HEADER
+    assert {name for _, _, name in rows} == set(harness.FIELDS)

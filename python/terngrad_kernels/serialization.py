@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 
 from . import adapters, operations
+from .info import WIRE_FORMAT_VERSION
 from .layout import Layout
 from .packed import CorruptMessage, Packed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FORMAT_VERSION", "from_bytes", "to_bytes"]
-
-FORMAT_VERSION: Final = 1
-"""The version of the format that `to_bytes` writes and the only one that `from_bytes` reads."""
+__all__ = ["from_bytes", "to_bytes"]
 
 # A byte above 127, then both kinds of line end with a DOS end-of-file between them: a copy that clears bit 7
 # or translates line ends cannot leave these eight bytes as they are (the trick is PNG's).
@@ -59,6 +57,7 @@ _MAX_DIMENSIONS: Final = 64  # of an array in NumPy 2 and in PyTorch
 _MAX_ELEMENTS: Final = 1 << 36  # of a layer: its Philox blocks are numbered with 32 bits, 16 elements each
 _MAX_SHARDS: Final = (1 << 31) - 1
 _UNIT: Final = 2560  # blocks are whole multiples of it
+_MAX_BLOCK: Final = (1 << 63) - 1
 
 
 def to_bytes(packed: Packed) -> bytes:
@@ -118,7 +117,7 @@ def to_bytes(packed: Packed) -> bytes:
 
     length = _HEADER.size + len(table) + layout.nbytes
     fields = (
-        FORMAT_VERSION,
+        WIRE_FORMAT_VERSION,
         _KIND_PACKED,
         _DTYPES[layout.dtype],
         length,
@@ -221,8 +220,8 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
     _, crc, version, kind, dtype, length, block, layers, shards, workers, form, reserved = _HEADER.unpack(
         view[: _HEADER.size]
     )
-    if version != FORMAT_VERSION:
-        _fail(12, f"format version {version}, this reader knows version {FORMAT_VERSION}")
+    if version != WIRE_FORMAT_VERSION:
+        _fail(12, f"format version {version}, this reader knows version {WIRE_FORMAT_VERSION}")
     if size < length:
         _fail(size, f"the buffer ends here, {length - size} bytes short of the {length} that byte 16 states")
     if size > length:
@@ -240,8 +239,8 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         _fail(15, f"unknown dtype code {dtype}")
     if length % 16:
         _fail(16, f"a length of {length} bytes is not a multiple of 16")
-    if block % _UNIT:
-        _fail(24, f"a block of {block} elements is not a multiple of {_UNIT}")
+    if block % _UNIT or block > _MAX_BLOCK:
+        _fail(24, f"a block of {block} elements is not a multiple of {_UNIT} below 2^63")
     if not 1 <= shards <= _MAX_SHARDS:
         _fail(36, f"{shards} shards, expected 1 to {_MAX_SHARDS}")
     if workers != 1:

@@ -237,8 +237,6 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         _fail(14, f"unknown kind {kind}")
     if dtype not in _DTYPE_NAMES:
         _fail(15, f"unknown dtype code {dtype}")
-    if length % 16:
-        _fail(16, f"a length of {length} bytes is not a multiple of 16")
     if block % _UNIT or block > _MAX_BLOCK:
         _fail(24, f"a block of {block} elements is not a multiple of {_UNIT} below 2^63")
     if not 1 <= shards <= _MAX_SHARDS:
@@ -289,7 +287,7 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         layout = Layout(
             tuple(shapes),
             dtype=_DTYPE_NAMES[dtype],
-            packing=tuple(packings) or "two_bit",
+            packing=tuple(packings),
             block=block or None,
             shards=shards,
             form=_FORM_NAMES[form],

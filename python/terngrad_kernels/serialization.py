@@ -183,7 +183,7 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
     try:
         operations.validate(packed)
     except CorruptMessage as error:
-        raise CorruptMessage(f"{error} (counted from byte {start}, where the message starts)") from None
+        raise CorruptMessage(f"{error}; the message starts at byte {start}") from None
     return packed if adapter is None else Packed(layout, adapter.from_numpy(data, like))
 
 

@@ -81,7 +81,8 @@ def narrow(x32: Float32s, dtype_name: str) -> Array:
     if dtype_name == "float32":
         return x32.copy()
     if dtype_name == "float64":
-        wide = x32.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            wide = x32.astype(np.float64)
         wide.view(np.uint64)[nan] = 0x7FF8000000000000
         return wide
     if dtype_name == "float16":

@@ -1,4 +1,4 @@
-"""Tests of the reference itself: against known answers, exact rationals and slow loops over single elements."""
+"""Tests of the reference itself: against known answers, exact rationals and loops over single elements."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def bits_of(x: Any) -> int:
     return int(np.float32(x).view(np.uint32))
 
 
-# --------------------------------------------------------------------------------------------- exact arithmetic
+# ----------------------------------------------------------------------------------------- exact arithmetic
 
 
 def slow_round32(x: Fraction) -> np.float32:
     """Return a non-zero rational rounded to nearest even float32, from the definition."""
     magnitude = abs(x)
-    exponent = -149
-    while magnitude >= Fraction(2) ** (exponent + 24):
-        exponent += 1
-    quotient, rest = divmod(magnitude, Fraction(2) ** exponent)
-    quotient += (2 * rest > Fraction(2) ** exponent) or (2 * rest == Fraction(2) ** exponent and quotient % 2)
-    value = Fraction(quotient) * Fraction(2) ** exponent
+    # The last place: 24 bits below the power of two above the magnitude (bit lengths give it or one less).
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length() - 24
+    exponent = max(-149, exponent + (magnitude >= Fraction(2) ** (exponent + 24)))
+    place = Fraction(2) ** exponent
+    quotient, rest = divmod(magnitude, place)
+    quotient += 2 * rest > place or (2 * rest == place and quotient % 2 == 1)
+    value = quotient * place
     result = np.float32(np.inf) if value >= Fraction(2) ** 128 else np.float32(float(value))
     return -result if x < 0 else result
 
@@ -74,9 +75,9 @@ def test_fma_where_product_and_addend_meet() -> None:
     a, b = random_float32(rng, 6000), random_float32(rng, 6000)
     a, b = (np.ldexp(np.frexp(v)[0], rng.integers(-70, 60, v.size)).astype(np.float32) for v in (a, b))
     apart = rng.integers(-50, 50, a.size)
-    c = np.ldexp(np.frexp(random_float32(rng, a.size))[0], np.frexp(a)[1] + np.frexp(b)[1] + apart)
+    c = np.frexp(random_float32(rng, a.size))[0].astype(np.float64)
     with np.errstate(over="ignore"):
-        c32 = c.astype(np.float32)
+        c32 = np.ldexp(c, np.frexp(a)[1] + np.frexp(b)[1] + apart).astype(np.float32)
     assert_fma(a, b, np.where(np.isfinite(c32), c32, np.float32(1)))
 
 
@@ -102,8 +103,6 @@ def test_fma_close_to_midpoints() -> None:
     b = (np.float32(0.5) * rng.choice([-1, 1], n) * (1 - 2.0**-23)).astype(np.float32)
     scale = 2.0 ** rng.integers(0, 12, n)
     assert_fma(a, b, (c * scale).astype(np.float32))
-    double = (a.astype(np.float64) * b + c * 64.0).astype(np.float32)
-    assert (double == ref.fma32(a, b, c * np.float32(64))).all()  # 64 ulps apart nothing is close
 
 
 def test_fma_differs_from_a_double_rounding() -> None:
@@ -149,7 +148,7 @@ def test_fma_infinity_and_zero_signs() -> None:
     assert bits_of(ref.fma32(one, one, -one)) == 0
 
 
-# ------------------------------------------------------------------------------------------------------ dtypes
+# --------------------------------------------------------------------------------------------------- dtypes
 
 
 def test_bfloat16_is_that_of_ml_dtypes() -> None:
@@ -211,7 +210,7 @@ def test_float64_rounds_to_nearest_even(x: float) -> None:
         assert bits_of(ref.widen(np.array([x]), "float64")[0]) == bits_of(slow_round32(Fraction(x)))
 
 
-# --------------------------------------------------------------------------------------------- scale and limit
+# ------------------------------------------------------------------------------------------ scale and limit
 
 
 def slow_statistics(x: ref.Float32s, center: bool) -> tuple[int, float, float]:
@@ -239,7 +238,7 @@ def slow_statistics(x: ref.Float32s, center: bool) -> tuple[int, float, float]:
     return top, sums["Q"][0], sums["S"][0] if center else 0.0
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 127, 128, 129, 255, 1000, 8191, 8192, 8193, 16385, 20000])
+@pytest.mark.parametrize("n", [1, 2, 3, 127, 128, 129, 1000, 8192, 8193, 16390])
 @pytest.mark.parametrize("center", [False, True])
 def test_statistics_against_the_loop(n: int, center: bool) -> None:
     rng = np.random.default_rng(n)
@@ -260,33 +259,37 @@ def test_statistics_beyond_256_stripes() -> None:
     assert ref.statistics(x)[1] == 1 + (2.0**-52 + 2.0**-79)
 
 
+def assert_pair(got: ref.Pair, scale: Any, limit: Any) -> None:
+    assert [bits_of(v) for v in got] == [bits_of(scale), bits_of(limit)]
+
+
 def test_scale_and_limit_by_hand() -> None:
     x = np.array([3, -4, 0, 0], np.float32)
-    assert ref.scale_and_limit(x, clip=None) == (4, np.inf)
-    assert ref.scale_and_limit(x, clip=1.0) == (2.5, 2.5)
-    assert ref.scale_and_limit(x) == (4, 6.25)
+    assert_pair(ref.scale_and_limit(x, clip=None), 4, np.inf)
+    assert_pair(ref.scale_and_limit(x, clip=1.0), 2.5, 2.5)
+    assert_pair(ref.scale_and_limit(x), 4, 6.25)
     mean = -0.25
     sigma = math.sqrt(25 / 4 - mean**2)
     assert ref.scale_and_limit(x, clip=1.0, center=True)[1] == np.float32(sigma)
-    assert ref.scale_and_limit(np.full(1000, 0.1, np.float32), center=True) == (np.float32(0.1), np.inf)
-    assert ref.scale_and_limit(np.zeros(0, np.float32)) == (0, np.inf)
-    assert ref.scale_and_limit(np.zeros(5, np.float32)) == (0, np.inf)
+    assert_pair(ref.scale_and_limit(np.full(1000, 0.1, np.float32), center=True), np.float32(0.1), np.inf)
+    assert_pair(ref.scale_and_limit(np.zeros(0, np.float32)), 0, np.inf)
+    assert_pair(ref.scale_and_limit(np.zeros(5, np.float32)), 0, np.inf)
 
 
 def test_scale_edges() -> None:
     below = np.nextafter(np.float32(2.0**-60), np.float32(0))
     assert ref.scale_and_limit(np.array([2.0**-60], np.float32), clip=None)[0] == 2.0**-60
     assert bits_of(ref.scale_and_limit(np.array([-below], np.float32), clip=None)[0]) == 0
-    assert ref.scale_and_limit(np.array([2.0**-60], np.float32), clip=0.5) == (0, np.float32(2.0**-61))
+    assert_pair(ref.scale_and_limit(np.array([2.0**-60], np.float32), clip=0.5), 0, np.float32(2.0**-61))
     for bad in (np.nan, np.inf, -np.inf):
         for center in (False, True):
             x = np.array([1, bad, 2], np.float32)
-            assert ref.scale_and_limit(x, center=center) == (np.inf, np.inf)
+            assert_pair(ref.scale_and_limit(x, center=center), np.inf, np.inf)
     huge = np.array([3e38, -3e38, 1], np.float32)
-    assert ref.scale_and_limit(huge) == (np.float32(3e38), np.inf)
-    assert ref.scale_and_limit(huge, center=True) == (np.float32(3e38), np.inf)
+    assert_pair(ref.scale_and_limit(huge), np.float32(3e38), np.inf)
+    assert_pair(ref.scale_and_limit(huge, center=True), np.float32(3e38), np.inf)
     assert ref.scale_and_limit(np.ones(3, np.float32), clip=1e-60)[1] == np.inf
-    assert ref.scale_and_limit(np.ones(3, np.float32), clip=1e-40) == (0, np.float32(1e-40))
+    assert_pair(ref.scale_and_limit(np.ones(3, np.float32), clip=1e-40), 0, np.float32(1e-40))
     assert ref.scale_and_limit(np.ones(3, np.float32), clip=1e300)[1] == np.inf
 
 
@@ -310,11 +313,10 @@ def test_scale_edges() -> None:
     ],
 )
 def test_passed_scale_and_limit(scale: float, limit: float, want: tuple[float, float]) -> None:
-    got = ref.passed_scale_and_limit(scale, limit)
-    assert [bits_of(v) for v in got] == [bits_of(v) for v in want]
+    assert_pair(ref.passed_scale_and_limit(scale, limit), *want)
 
 
-# ------------------------------------------------------------------------------------------------- random bits
+# ---------------------------------------------------------------------------------------------- random bits
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_uniforms_look_uniform() -> None:
     assert abs(((u - 0.5) ** 2).mean() - 1 / 12) < 6 * math.sqrt(1 / 180 / n)
 
 
-# --------------------------------------------------------------------------------------------------- ternarize
+# ------------------------------------------------------------------------------------------------ ternarize
 
 
 @given(st.integers(bits_of(2.0**-60), 0x7F7FFFFF))
@@ -457,7 +459,7 @@ def test_mean_and_second_moment() -> None:
     assert abs(second) < 5 * s**2 * math.sqrt((p * (1 - p)).sum() / runs)
 
 
-# ----------------------------------------------------------------------------------------------------- packing
+# -------------------------------------------------------------------------------------------------- packing
 
 
 def slow_pack(trits: list[int], packing: str) -> bytes:
@@ -502,7 +504,7 @@ def test_unpack_is_total() -> None:
         ref.unpack(every[:3], 16, "two_bit")
 
 
-# ---------------------------------------------------------------------------------------------------- geometry
+# ------------------------------------------------------------------------------------------------- geometry
 
 
 @given(
@@ -515,7 +517,7 @@ def test_unpack_is_total() -> None:
 def test_geometry(sizes: list[int], packing: list[str], block: int | None, shards: int) -> None:
     packings = packing[: len(sizes)]
     plan, groups, nbytes = ref.pieces(sizes, packings, block, shards)
-    # Elements: every layer's once, in order, cut at multiples of a unit; groups in order, none without a piece.
+    # Elements: every layer's once, in order, cut at multiples of a unit; groups in order, none empty.
     for layer, size in enumerate(sizes):
         own = [p for p in plan if p.layer == layer]
         assert own[0].first == 0 and own[-1].first + own[-1].size == size
@@ -585,7 +587,7 @@ def test_geometry_by_hand() -> None:
     assert (groups, nbytes) == (2, 2 * 1296)
 
 
-# -------------------------------------------------------------------------------------------------- whole messages
+# ------------------------------------------------------------------------------------------- whole messages
 
 
 def bucket(rng: np.random.Generator, sizes: list[int], dtype: str) -> list[ref.Array]:
@@ -659,10 +661,8 @@ def test_shards_are_slices(block: int | None) -> None:
 
 def test_packings_and_blocks_share_their_trits() -> None:
     x = bucket(np.random.default_rng(10), [10000], "float32")
-    scales = (np.array([2], np.float32), np.array([1.5], np.float32))
-    four = tuple(np.repeat(v, 4) for v in scales)
-    want = ref.decode(ref.encode(x, scales=scales), [10000])[0]
-    other = ref.encode(x, packing="base3", scales=four, block=2560)
+    want = ref.decode(ref.encode(x, scales=([2], [1.5])), [10000])[0]
+    other = ref.encode(x, packing="base3", scales=([2] * 4, [1.5] * 4), block=2560)
     assert (ref.decode(other, [10000], "base3", block=2560)[0] == want).all()
 
 
@@ -735,7 +735,7 @@ def test_clip() -> None:
     assert (ref.clip([g], clip=1.0)[0] == np.clip(g, -limit, limit)).all()
 
 
-# ---------------------------------------------------------------------------------------------------- validation
+# ----------------------------------------------------------------------------------------------- validation
 
 
 @pytest.mark.parametrize("packing", ["two_bit", "base3"])

@@ -29,8 +29,10 @@ struct StepWords {
 };
 
 TERNGRAD_SIMD StepWords step_words(const Source& source, uint32_t tile, int64_t column) {
-  const Ints blocks = block_counters(static_cast<uint32_t>(kBlocksInTile) * tile + static_cast<uint32_t>(column / 4));
-  return StepWords{{philox(source.philox, blocks), philox(source.philox, next_blocks(blocks))}};
+  StepWords words;
+  const auto block = static_cast<uint32_t>(kBlocksInTile) * tile + static_cast<uint32_t>(column / 4);
+  philox(source.philox, block, words.half);
+  return words;
 }
 
 // The trits of kStep columns of one row: `plus` or `minus` in the bytes of those that fire.

@@ -228,37 +228,50 @@ TERNGRAD_SIMD Ints block_counters(uint32_t first) {
   return _mm256_add_epi64(lanes64(first), _mm256_setr_epi64x(0, 2, 1, 3));
 }
 
-TERNGRAD_SIMD Ints next_blocks(Ints counters) { return _mm256_add_epi32(counters, lanes64(kLanes / 2)); }
-
-TERNGRAD_SIMD Words philox(const PhiloxConstants& k, Ints block) {
+// The words of N * kLanes / 2 consecutive blocks. One multiply waits for the one before it, so N registers go through
+// the rounds side by side.
+template <int N>
+TERNGRAD_SIMD void philox(const PhiloxConstants& k, uint32_t first, Words (&c)[N]) {
   const Ints m0 = lanes64(kPhiloxM0);
   const Ints m1 = lanes64(kPhiloxM1);
-  Words c;
+  Ints p0[N];
+  Ints p1[N];
   // Round 1: c0 and c1 come out the same for all blocks.
-  Ints p0 = _mm256_mul_epu32(block, m0);
-  const Ints c2 = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), k.first_c2);
-  // Round 2.
-  Ints p1 = _mm256_mul_epu32(c2, m1);
-  c.w[0] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), k.second_c0);
-  c.w[1] = p1;
-  c.w[2] = _mm256_xor_si256(p0, k.second_c2);
-  // Round 3: c3 is the same for all blocks.
-  p0 = _mm256_mul_epu32(c.w[0], m0);
-  p1 = _mm256_mul_epu32(c.w[2], m1);
-  c.w[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c.w[1]), k.key0[2]);
-  c.w[1] = p1;
-  c.w[2] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), k.third_c2);
-  c.w[3] = p0;
-#pragma GCC unroll 8
-  for (int round = 3; round < kPhiloxRounds; ++round) {
-    p0 = _mm256_mul_epu32(c.w[0], m0);
-    p1 = _mm256_mul_epu32(c.w[2], m1);
-    c.w[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c.w[1]), k.key0[round]);
-    c.w[1] = p1;
-    c.w[2] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c.w[3]), k.key1[round]);
-    c.w[3] = p0;
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Ints blocks = block_counters(first + static_cast<uint32_t>(n * kLanes / 2));
+    p0[n] = _mm256_mul_epu32(blocks, m0);
   }
-  return c;
+  // Round 2: c3 comes out the same for all blocks.
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Ints c2 = _mm256_xor_si256(_mm256_srli_epi64(p0[n], 32), k.first_c2);
+    p1[n] = _mm256_mul_epu32(c2, m1);
+    c[n].w[2] = _mm256_xor_si256(p0[n], k.second_c2);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    c[n].w[0] = _mm256_xor_si256(_mm256_srli_epi64(p1[n], 32), k.second_c0);
+    c[n].w[1] = p1[n];
+  }
+#pragma GCC unroll 8
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      p0[n] = _mm256_mul_epu32(c[n].w[0], m0);
+      p1[n] = _mm256_mul_epu32(c[n].w[2], m1);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const Ints high0 = _mm256_srli_epi64(p0[n], 32);
+      const Ints high1 = _mm256_srli_epi64(p1[n], 32);
+      c[n].w[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[n].w[1]), k.key0[round]);
+      c[n].w[2] = round == 2 ? _mm256_xor_si256(high0, k.third_c2)
+                             : _mm256_xor_si256(_mm256_xor_si256(high0, c[n].w[3]), k.key1[round]);
+      c[n].w[1] = p1[n];
+      c[n].w[3] = p0[n];
+    }
+  }
 }
 
 // u of the 2 * kLanes columns of one row that the blocks serve: kLanes columns in each result.

@@ -63,21 +63,23 @@ TERNGRAD_SIMD void for_each_row(const Source& source, int64_t index, const StepW
   row(3, [&](Bytes plus, Bytes minus) { return step_trits<T, B, 3>(source, index + 3 * kColumns, words, plus, minus); });
 }
 
-// Rows are read side by side; memory wants each line once and in the order of addresses, so that is how it is asked for.
+// Rows are read side by side, but memory wants each line once and in the order of addresses. So every step of kStep
+// columns of a draw tile asks for the next share of what comes a few KB later: share `index` of the source.
 template <class T>
-TERNGRAD_SIMD void prefetch_ahead(const Source& source, int64_t index, int64_t column) {
-  constexpr int64_t kAhead = 4096;
-  constexpr auto kShare = static_cast<int64_t>(sizeof(T)) * kDrawTile * kStep / kColumns;
-  const int64_t from = index * static_cast<int64_t>(sizeof(T)) + column / kStep * kShare + kAhead;
-  for (int64_t line = 0; line < kShare; line += 64) prefetch(source.x, from + line);
+TERNGRAD_SIMD void prefetch_share(const Source& source, int64_t index, int64_t bytes_ahead) {
+  constexpr auto kShare = static_cast<int64_t>(sizeof(T)) * kDrawRows * kStep;
+  for (int64_t line = 0; line < kShare; line += 64) prefetch(source.x, index * kShare + bytes_ahead + line);
 }
+
+constexpr int64_t kSharesInTile = kColumns / kStep;
+constexpr int64_t kAhead = 4096;
 
 template <class T, Bound B>
 TERNGRAD_SIMD void to_trits(const Source& source, uint32_t tile, int64_t tiles, int8_t* trits) {
   for (int64_t done = 0; done < tiles; ++done) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
-      prefetch_ahead<T>(source, done * kDrawTile, column);
+      prefetch_share<T>(source, done * kSharesInTile + column / kStep, kAhead);
       for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int64_t row, const auto& trits_of) {
         store_bytes(trits + done * kDrawTile + row * kColumns + column, in_order(trits_of(all_bytes(1), all_bytes(255))));
       });
@@ -90,7 +92,7 @@ TERNGRAD_SIMD void to_tiles(Ternary<Packing::two_bit>, const Source& source, uin
   for (int64_t done = 0; done < tiles; ++done) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
-      prefetch_ahead<T>(source, done * kDrawTile, column);
+      prefetch_share<T>(source, done * kSharesInTile + column / kStep, kAhead);
       Bytes codes = zero_ints();
       for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int row, const auto& trits_of) {
         codes = merge(codes, trits_of(all_bytes(1u << (2 * row)), all_bytes(3u << (2 * row))));
@@ -112,7 +114,8 @@ TERNGRAD_SIMD void to_tiles(Ternary<Packing::base3>, const Source& source, uint3
       for (int64_t draw = 0; draw < kDraws; ++draw) {
         const int64_t done = unit * kDraws + draw;
         const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
-        prefetch_ahead<T>(source, done * kDrawTile, column);
+        const int64_t share = unit * kDraws * kSharesInTile + column / kStep * kDraws + draw;
+        prefetch_share<T>(source, share, kUnit * static_cast<int64_t>(sizeof(T)));  // the next unit: this one is read across
         for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int64_t, const auto& trits_of) {
           const uint32_t power = power_of_three(digit_row);
           digits = add_bytes(digits, trits_of(all_bytes(power), all_bytes(2 * power)));

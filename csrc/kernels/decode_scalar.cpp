@@ -15,14 +15,11 @@ void for_each_value(const uint8_t* payload, Packing packing, int64_t n, const F&
     return;
   }
   int8_t trits[kUnit];
-  with_ternary(packing, [&](auto form) {
-    using Form = decltype(form);
-    for (int64_t start = 0; start < n; start += kUnit) {
-      const int64_t count = smaller(kUnit, n - start);
-      unpack_tiles<Form>(payload + start / Form::rows, count, trits);
-      for (int64_t i = 0; i < count; ++i) f(start + i, static_cast<float>(trits[i]));
-    }
-  });
+  for (int64_t start = 0; start < n; start += kUnit) {
+    const int64_t count = smaller(kUnit, n - start);
+    scalar::unpack(payload + payload_bytes(packing, start), count, packing, trits);
+    for (int64_t i = 0; i < count; ++i) f(start + i, static_cast<float>(trits[i]));
+  }
 }
 
 }  // namespace

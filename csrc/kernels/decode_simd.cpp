@@ -27,14 +27,11 @@ TERNGRAD_SIMD void decode_two_bit_tiles(const uint8_t* payload, int64_t tiles, F
 template <class F>
 TERNGRAD_SIMD void for_each_unit(const uint8_t* payload, Packing packing, int64_t n, const F& f) {
   int8_t trits[kUnit];
-  with_ternary(packing, [&](auto form) {
-    using Form = decltype(form);
-    for (int64_t start = 0; start < n; start += kUnit) {
-      const int64_t count = smaller(kUnit, n - start);
-      unpack_tiles<Form>(payload + start / Form::rows, count, trits);
-      f(start, count, trits);
-    }
-  });
+  for (int64_t start = 0; start < n; start += kUnit) {
+    const int64_t count = smaller(kUnit, n - start);
+    TERNGRAD_ISA::unpack(payload + payload_bytes(packing, start), count, packing, trits);
+    f(start, count, trits);
+  }
 }
 
 template <class T>

@@ -37,15 +37,12 @@ void encode(const void* x, DType dtype, int64_t n, int64_t first, const Draw& dr
     return;
   }
   int8_t trits[kUnit];
-  with_ternary(packing, [&](auto form) {
-    using Form = decltype(form);
-    for (int64_t start = 0; start < n; start += kUnit) {
-      const int64_t count = smaller(kUnit, n - start);
-      const auto* from = static_cast<const unsigned char*>(x) + start * size_of(dtype);
-      scalar::ternarize(from, dtype, count, first + start, draw, quantiser, trits);
-      pack_tiles<Form>(trits, count, payload + start / Form::rows);
-    }
-  });
+  for (int64_t start = 0; start < n; start += kUnit) {
+    const int64_t count = smaller(kUnit, n - start);
+    const auto* from = static_cast<const unsigned char*>(x) + start * size_of(dtype);
+    scalar::ternarize(from, dtype, count, first + start, draw, quantiser, trits);
+    scalar::pack(trits, count, packing, payload + payload_bytes(packing, start));
+  }
 }
 
 }  // namespace scalar

@@ -75,7 +75,7 @@ constexpr int64_t kSharesInTile = kColumns / kStep;
 constexpr int64_t kAhead = 4096;
 
 template <class T, Bound B>
-TERNGRAD_SIMD void to_trits(const Source& source, uint32_t tile, int64_t tiles, int8_t* trits) {
+void to_trits(const Source& source, uint32_t tile, int64_t tiles, int8_t* trits) {
   for (int64_t done = 0; done < tiles; ++done) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
@@ -88,7 +88,7 @@ TERNGRAD_SIMD void to_trits(const Source& source, uint32_t tile, int64_t tiles, 
 }
 
 template <class T, Bound B>
-TERNGRAD_SIMD void to_tiles(Ternary<Packing::two_bit>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
+void to_tiles(Ternary<Packing::two_bit>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
   for (int64_t done = 0; done < tiles; ++done) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
@@ -104,7 +104,7 @@ TERNGRAD_SIMD void to_tiles(Ternary<Packing::two_bit>, const Source& source, uin
 
 // Five draw tiles are 20 rows, which are four base-3 tiles.
 template <class T, Bound B>
-TERNGRAD_SIMD void to_tiles(Ternary<Packing::base3>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
+void to_tiles(Ternary<Packing::base3>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
   constexpr int64_t kDraws = kUnit / kDrawTile;
   for (int64_t unit = 0; unit < tiles / 4; ++unit) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
@@ -133,7 +133,7 @@ TERNGRAD_SIMD void to_tiles(Ternary<Packing::base3>, const Source& source, uint3
 
 // The trits of the last `count` elements, fewer than a unit.
 template <class T, Bound B>
-TERNGRAD_SIMD void rest_to_trits(Source source, int64_t index, int64_t count, uint32_t tile, int8_t* trits) {
+void rest_to_trits(Source source, int64_t index, int64_t count, uint32_t tile, int8_t* trits) {
   T padded[kUnit];
   const int64_t tiles = (count + kDrawTile - 1) / kDrawTile;
   const size_t bytes = static_cast<size_t>(count) * sizeof(T);
@@ -163,7 +163,7 @@ TERNGRAD_SIMD void encode_as(Form form, const Source& source, int64_t n, uint32_
   if (whole == n) return;
   int8_t rest[kUnit];
   rest_to_trits<T, B>(source, whole, n - whole, tile + static_cast<uint32_t>(whole / kDrawTile), rest);
-  pack_tiles<Form>(rest, n - whole, payload + whole / Form::rows);
+  TERNGRAD_ISA::pack(rest, n - whole, Form::packing, payload + whole / Form::rows);
 }
 
 Source source_of(const void* x, const Draw& draw, const Quantiser& quantiser) {

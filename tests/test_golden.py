@@ -9,6 +9,7 @@ from typing import Any
 import make_golden
 import numpy as np
 import pytest
+
 from terngrad_kernels import _core, selftest
 
 GOLDEN = selftest.load()

@@ -10,9 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import reference as ref
 
 bits32 = st.integers(0, 2**32 - 1)
 sizes_lists = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 40000)), max_size=6)
@@ -492,9 +493,7 @@ def test_pack_against_the_loop(packing: str, n: int) -> None:
 
 
 def test_pack_takes_signs() -> None:
-    assert (
-        ref.unpack(ref.pack(np.array([-128, 127, 0, 5], np.int8), "base3"), 4, "base3") == [-1, 1, 0, 1]
-    ).all()
+    assert (ref.unpack(ref.pack(np.array([-128, 127, 0, 5], np.int8), "base3"), 4, "base3") == [-1, 1, 0, 1]).all()
 
 
 def test_unpack_is_total() -> None:
@@ -557,16 +556,13 @@ def test_geometry(sizes: list[int], packing: list[str], block: int | None, shard
         assert count == len(own)
         start = shard * length
         assert alone == [
-            p._replace(group=k, scale_at=p.scale_at - start, payload_at=p.payload_at - start)
-            for k, p in enumerate(own)
+            p._replace(group=k, scale_at=p.scale_at - start, payload_at=p.payload_at - start) for k, p in enumerate(own)
         ]
     assert min(tails) < 16 or (length == 16 and shards > 1)
     # Balance: apart from its last unit, no shard holds more weight than its share.
     weight = [p.size * (16 if p.packing == "float32" else 1) for p in plan]
     for shard in range(shards):
-        own_weight = sum(
-            w for w, p in zip(weight, plan, strict=True) if length and p.scale_at // length == shard
-        )
+        own_weight = sum(w for w, p in zip(weight, plan, strict=True) if length and p.scale_at // length == shard)
         assert own_weight <= sum(weight) / shards + 16 * 2560
 
 
@@ -726,10 +722,7 @@ def test_float32_layer_is_carried() -> None:
 def test_clip() -> None:
     x = np.array([1, -100, np.nan, 3, -0.0, np.inf], np.float16)
     (out,) = ref.clip([x], scales=([9], [2.0004883]))
-    assert (
-        out.view(np.uint16).tolist()
-        == np.array([1, -2, np.nan, 2, -0.0, 2], np.float16).view(np.uint16).tolist()
-    )
+    assert out.view(np.uint16).tolist() == np.array([1, -2, np.nan, 2, -0.0, 2], np.float16).view(np.uint16).tolist()
     (same,) = ref.clip([x])
     assert (same.view(np.uint16) == x.view(np.uint16)).all()
     for bad in (np.nan, -1, 0):

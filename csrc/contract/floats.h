@@ -1,8 +1,8 @@
 // Widening to float32, and rounding from it, once and to nearest even. docs/contract.md, sections 1 and 6.
 //
-// What hardware does with the payload of a NaN differs. Widening keeps a NaN's sign (which is a trit's sign) and nothing
-// else of it; what is written in another type than it was read is the canonical NaN of the new type.
-// Assumes the default floating-point environment (the runtime sets it).
+// What hardware does with the payload of a NaN differs. Widening keeps a NaN's sign (which is a trit's sign) and
+// nothing else of it; what is written in another type than it was read is the canonical NaN of the new type. Assumes
+// the default floating-point environment (the runtime sets it).
 #pragma once
 
 #include "platform.h"

@@ -219,9 +219,7 @@ def encode_all(
     ]
 
 
-def exchange_terngrad(
-    gradients: Floats, step: int, *, layout: tk.Layout, clip: float | None, seed: int
-) -> Exchanged:
+def exchange_terngrad(gradients: Floats, step: int, *, layout: tk.Layout, clip: float | None, seed: int) -> Exchanged:
     """TernGrad: every worker sends one ternary message, and all take the mean of all messages."""
     workers = len(gradients)
     start = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,3 +161,10 @@ def test_patterns_are_what_they_say() -> None:
     # Other seeds, other values; the same elements whatever the length.
     assert (selftest.pattern("normal", 9, 3, "float32") == values("normal")[:9]).all()
     assert (selftest.pattern("normal", 9, 4, "float32") != values("normal")[:9]).any()
+
+
+def test_every_vector_that_needs_ml_dtypes_is_left_out_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # an import of it raises ImportError
+    lines: list[str] = []
+    assert selftest.run(report=lines.append) == 0
+    assert lines[-1].endswith("bfloat16 vectors not run: ml_dtypes is not installed")

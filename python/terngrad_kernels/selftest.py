@@ -186,8 +186,10 @@ def load() -> dict[str, Any]:
 
 def runnable(case: Case) -> bool:
     """Whether the case can run here: bfloat16 arrays need ml_dtypes, which the package does not require."""
+    dtypes = [case["dtype"], *(case[part][2] for part in ("accumulate", "sum") if part in case)]
     try:
-        _dtype(case["dtype"])
+        for dtype in dtypes:
+            _dtype(dtype)
     except ImportError:
         return False
     return True

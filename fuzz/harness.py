@@ -143,9 +143,7 @@ def fit(blob: bytes) -> bytes:
     return blob[:end].ljust(end, b"\0") + blob[end : end + layout.nbytes].ljust(layout.nbytes, b"\0")
 
 
-def mutate(
-    blob: bytes, rng: random.Random, max_size: int, raw: Callable[[bytes, int], bytes] | None = None
-) -> bytes:
+def mutate(blob: bytes, rng: random.Random, max_size: int, raw: Callable[[bytes, int], bytes] | None = None) -> bytes:
     """One to three changes that know the format, or `raw` (a fuzzer's own mutator) now and then; after them,
     mostly, a length and a checksum that fit."""
     out = bytearray(blob)

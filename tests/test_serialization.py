@@ -443,9 +443,7 @@ def test_error_of_the_message_says_where_it_starts() -> None:
 
 
 def test_damage_is_reported_as_damage() -> None:
-    with pytest.raises(
-        tk.CorruptMessage, match=r"byte 8: checksum 0x[0-9a-f]{8} stated, 0x[0-9a-f]{8} found"
-    ):
+    with pytest.raises(tk.CorruptMessage, match=r"byte 8: checksum 0x[0-9a-f]{8} stated, 0x[0-9a-f]{8} found"):
         tk.from_bytes(GOOD[:-1] + b"\1")
 
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from numpy.typing import NDArray
 from scipy import stats
 
+import reference
 import terngrad_kernels as tk
 from terngrad_kernels import _core
 
@@ -539,9 +539,7 @@ def test_covariance_inside_a_word_at_the_real_width() -> None:
     for apart in worst:
         for part in np.array_split(np.arange(T.size), 40):
             worst[apart] = max(worst[apart], float(np.abs(covariance(T[part], S[part], apart, 8)).max()))
-    assert 2.0**-26.1 < worst[1] <= 2.0**-26, (
-        "a quarter of the bound, and the thresholds tried come close to it"
-    )
+    assert 2.0**-26.1 < worst[1] <= 2.0**-26, "a quarter of the bound, and the thresholds tried come close to it"
     assert worst[2] <= 2.0**-32
 
 

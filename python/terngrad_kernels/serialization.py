@@ -194,8 +194,7 @@ def _table(layout: Layout) -> bytes:
     for number, (shape, packing) in enumerate(zip(layout.shapes, packings, strict=True)):
         if len(shape) > _MAX_DIMENSIONS:
             raise ValueError(
-                f"packed.layout.shapes[{number}] has {len(shape)} dimensions, "
-                f"expected at most {_MAX_DIMENSIONS}"
+                f"packed.layout.shapes[{number}] has {len(shape)} dimensions, expected at most {_MAX_DIMENSIONS}"
             )
         parts.append(_ENTRY.pack(_PACKINGS[packing], len(shape), bytes(6)))
         parts.append(struct.pack(f"<{len(shape)}Q", *shape))

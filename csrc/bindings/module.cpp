@@ -1,0 +1,295 @@
+// The Python edge: arguments in, errors out, the GIL released around the work. No arithmetic, no checks that the
+// runtime makes.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../runtime/dispatch.h"
+#include "../runtime/errors.h"
+#include "../runtime/operations.h"
+#include "../runtime/threads.h"
+#include "arrays.h"
+
+namespace terngrad {
+
+namespace {
+
+std::string type_name(py::handle object) { return py::type::handle_of(object).attr("__name__").cast<std::string>(); }
+
+// An int in [-2^63, 2^64), or an array that holds one: int64 of one element, or uint32 (low, high).
+uint64_t word_of(py::handle object, const char* argument) {
+  const auto refuse = [&]() -> uint64_t {
+    throw TypeError(std::string(argument) + ": expected an int, a 0-d int64 array or a uint32 array (low, high), got " +
+                    type_name(object));
+  };
+  if (PyBool_Check(object.ptr()) != 0) return refuse();
+  if (PyLong_Check(object.ptr()) == 0 && py::hasattr(object, "__dlpack__") && py::hasattr(object, "shape")) {
+    const HeldArray held(object, argument);
+    const bool whole = held.array.element == Element::int64 && held.array.size == 1;
+    const bool halves = held.array.element == Element::uint32 && held.array.size == 2;
+    if (!whole && !halves) return refuse();
+    uint64_t word;
+    std::memcpy(&word, held.array.data, sizeof word);
+    return word;
+  }
+  if (PyIndex_Check(object.ptr()) == 0) return refuse();
+  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!number) throw py::error_already_set();
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow == 0) return static_cast<uint64_t>(value);
+  const unsigned long long large = PyLong_AsUnsignedLongLong(number.ptr());
+  if (PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw ValueError(std::string(argument) + ": expected an int from -2**63 to 2**64 - 1, got " +
+                     py::str(number).cast<std::string>());
+  }
+  return large;
+}
+
+double number_of(py::handle object, const char* argument, const char* expected) {
+  if (PyBool_Check(object.ptr()) != 0 || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
+    throw TypeError(std::string(argument) + ": expected " + expected + ", got " + type_name(object));
+  }
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw TypeError(std::string(argument) + ": expected " + expected + ", got " + type_name(object));
+  }
+  return value;
+}
+
+Measure measure_of(py::handle clip, bool center) {
+  if (clip.is_none()) return Measure{0.0, center};
+  const double value = number_of(clip, "clip", "a number > 0 or None");
+  if (!(value > 0.0)) {
+    throw ValueError("clip: expected a number > 0 or None, got " + py::str(clip).cast<std::string>());
+  }
+  return Measure{value, center};
+}
+
+DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t layers) {
+  if (PyBool_Check(layer.ptr()) != 0 || PyIndex_Check(layer.ptr()) == 0) {
+    throw TypeError("layer: expected an int, got " + type_name(layer));
+  }
+  const Py_ssize_t first = PyNumber_AsSsize_t(layer.ptr(), nullptr);
+  constexpr Py_ssize_t kWords = Py_ssize_t{1} << 31;
+  if (first < 0 || first > kWords - layers) {
+    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " +
+                     py::str(layer).cast<std::string>());
+  }
+  return DrawBase{word_of(seed, "seed"), word_of(offset, "offset"), static_cast<uint32_t>(first)};
+}
+
+// (scale, limit), or None.
+class HeldScales {
+ public:
+  explicit HeldScales(py::handle object) {
+    if (object.is_none()) return;
+    const auto pair = py::cast<py::tuple>(object);
+    held_.reserve(2);
+    held_.emplace_back(pair[0], "scales.scale");
+    held_.emplace_back(pair[1], "scales.limit");
+    passed_ = PassedScales{held_[0].array, held_[1].array};
+  }
+  const PassedScales* get() const { return passed_ ? &*passed_ : nullptr; }
+
+ private:
+  std::vector<HeldArray> held_;
+  std::optional<PassedScales> passed_;
+};
+
+py::tuple pieces_of(const Layout& layout) {
+  py::tuple pieces(layout.pieces().size());
+  size_t i = 0;
+  for (const Piece& piece : layout.pieces()) {
+    pieces[i++] = py::make_tuple(piece.layer, piece.first, piece.size, static_cast<int>(piece.packing), piece.group,
+                                 piece.scale_at, piece.payload_at, payload_bytes(piece.packing, piece.size));
+  }
+  return pieces;
+}
+
+Packing packing_of(int code) {
+  if (code < 0 || code > static_cast<int>(Packing::float32))
+    throw ValueError("packing: unknown code " + std::to_string(code));
+  return static_cast<Packing>(code);
+}
+
+std::vector<Packing> packings_of(const std::vector<int>& codes) {
+  std::vector<Packing> packings;
+  packings.reserve(codes.size());
+  for (const int code : codes) packings.push_back(packing_of(code));
+  return packings;
+}
+
+void define_layout(py::module_& m) {
+  py::class_<Layout>(m, "Layout", "The geometry of a message: see terngrad_kernels.Layout.")
+      .def(
+          py::init([](std::vector<int64_t> sizes, const std::vector<int>& packings, int64_t block, int64_t shards,
+                      int64_t index) { return Layout(std::move(sizes), packings_of(packings), block, shards, index); }),
+          py::arg("sizes"), py::arg("packings"), py::arg("block"), py::arg("shards"), py::arg("index"))
+      .def_property_readonly("sizes", &Layout::sizes)
+      .def_property_readonly("starts", &Layout::starts)
+      .def_property_readonly("size", &Layout::size)
+      .def_property_readonly("nbytes", &Layout::nbytes)
+      .def_property_readonly("groups", &Layout::groups)
+      .def_property_readonly("pieces", &pieces_of);
+}
+
+void define_operations(py::module_& m) {
+  m.def("scales",
+        [](const Layout& layout, py::handle x, py::handle clip, bool center, py::handle scale, py::handle limit) {
+          const HeldArrays inputs(x, "x");
+          const HeldArray scale_out(scale, "out.scale");
+          const HeldArray limit_out(limit, "out.limit");
+          const Measure measure = measure_of(clip, center);
+          const py::gil_scoped_release released;
+          scales(layout, inputs.arrays(), measure, scale_out.array, limit_out.array);
+        });
+  m.def("clip",
+        [](const Layout& layout, py::handle x, py::handle clip_factor, bool center, py::handle passed, py::handle out) {
+          const HeldArrays inputs(x, "x");
+          const HeldArrays outputs(out, "out");
+          const HeldScales held(passed);
+          const Measure measure = measure_of(clip_factor, center);
+          const py::gil_scoped_release released;
+          clip(layout, inputs.arrays(), measure, held.get(), outputs.arrays());
+        });
+  m.def("ternarize", [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed,
+                        py::handle offset, py::handle layer, py::handle trits, py::handle scale) {
+    const HeldArrays inputs(x, "x");
+    const HeldArrays outputs(trits, "out");
+    const HeldArray scale_out(scale, "out[1]");
+    const HeldScales held(passed);
+    const Measure measure = measure_of(clip, false);
+    const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+    const py::gil_scoped_release released;
+    ternarize(layout, inputs.arrays(), measure, held.get(), draw, outputs.arrays(), scale_out.array);
+  });
+  m.def("encode", [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed,
+                     py::handle offset, py::handle layer, py::handle out) {
+    const HeldArrays inputs(x, "x");
+    const HeldArray data(out, "out");
+    const HeldScales held(passed);
+    const Measure measure = measure_of(clip, false);
+    const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+    const py::gil_scoped_release released;
+    encode(layout, inputs.arrays(), measure, held.get(), draw, data.array);
+  });
+  m.def("decode", [](const Layout& layout, py::handle data, py::handle weight, bool accumulate, py::handle out) {
+    const HeldArray message(data, "packed.data");
+    const HeldArrays outputs(out, "out");
+    const double factor = number_of(weight, "weight", "a number");
+    const py::gil_scoped_release released;
+    decode(layout, message.array, factor, accumulate, outputs.arrays());
+  });
+  m.def("decode_sum", [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle out) {
+    const HeldArrays inputs(messages, "messages");
+    const HeldArrays outputs(out, "out");
+    std::vector<double> factors;
+    factors.reserve(weights.size());
+    for (const py::handle weight : weights) factors.push_back(number_of(weight, "weights", "numbers"));
+    const py::gil_scoped_release released;
+    decode_sum(layout, inputs.arrays(), factors, outputs.arrays());
+  });
+  m.def("pack", [](py::handle trits, int packing, py::handle out) {
+    const HeldArray from(trits, "trits");
+    const HeldArray to(out, "out");
+    const Packing form = packing_of(packing);
+    const py::gil_scoped_release released;
+    pack(from.array, form, to.array);
+  });
+  m.def("unpack", [](py::handle payload, int packing, py::handle out) {
+    const HeldArray from(payload, "payload");
+    const HeldArray to(out, "out");
+    const Packing form = packing_of(packing);
+    const py::gil_scoped_release released;
+    unpack(from.array, form, to.array);
+  });
+  m.def("validate", [](const Layout& layout, py::handle data) {
+    const HeldArray message(data, "packed.data");
+    const py::gil_scoped_release released;
+    validate(layout, message.array);
+  });
+  m.def("payload_bytes", [](int packing, int64_t n) { return payload_bytes(packing_of(packing), n); });
+}
+
+// The contract's inner values, so that tests see more than the bytes that come of them.
+void define_inner_values(py::module_& m) {
+  m.def("philox", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
+    const PhiloxWords words = philox(PhiloxWords{{c0, c1, c2, c3}}, key0, key1);
+    return py::make_tuple(words.w[0], words.w[1], words.w[2], words.w[3]);
+  });
+  m.def("uniforms", [](int64_t n, py::handle seed, py::handle offset, uint32_t layer, int64_t first) {
+    const py::object out = py::array_t<uint32_t>(n);
+    const HeldArray to(out, "out");
+    const DrawBase draw{word_of(seed, "seed"), word_of(offset, "offset"), layer};
+    {
+      const py::gil_scoped_release released;
+      uniforms(draw, first, to.array);
+    }
+    return out;
+  });
+  m.def("thresholds", [](py::handle x, float scale, float limit) {
+    const HeldArray from(x, "x");
+    const py::object out = py::array_t<uint32_t>(from.array.size);
+    const HeldArray to(out, "out");
+    thresholds(from.array, scale, limit, to.array);
+    return out;
+  });
+  m.def("statistics", [](py::handle x, bool center) {
+    const HeldArray from(x, "x");
+    const Statistics sums = statistics(from.array, center);
+    return py::make_tuple(sums.top, sums.q, sums.s);
+  });
+  m.def("inverse", [](float scale, float limit) {
+    const Quantiser found = quantiser(scale, limit);
+    return py::make_tuple(found.inverse, found.bound);
+  });
+}
+
+void define_errors(py::module_& m) {
+  py::register_exception<CorruptError>(m, "CorruptMessage", PyExc_ValueError);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const TypeError& error) {
+      PyErr_SetString(PyExc_TypeError, error.what());
+    } catch (const ValueError& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const BufferError& error) {
+      PyErr_SetString(PyExc_BufferError, error.what());
+    }
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+  m.doc() = "The compiled part of terngrad_kernels. Internal: its names may change in any release.";
+  define_errors(m);
+  try {
+    select_isa_from_environment();
+    set_num_threads_from_environment();
+  } catch (const ValueError& error) {
+    throw py::value_error(error.what());
+  }
+  define_buffer(m);
+  define_layout(m);
+  define_operations(m);
+  define_inner_values(m);
+  m.def("isas", &runnable_isas);
+  m.def("built_isas", &built_isas);
+  m.def("isa", &selected_isa);
+  m.def("set_isa", &select_isa);
+  m.def("get_num_threads", &get_num_threads);
+  m.def("set_num_threads", &set_num_threads);
+  m.attr("COMPILER") = TERNGRAD_COMPILER;
+  m.attr("VERSION") = TERNGRAD_VERSION;
+}
+
+}  // namespace terngrad

@@ -1,0 +1,59 @@
+// Trits to bytes and back. docs/contract.md, section 5.
+//
+// A tile has as many rows as a byte holds trits, and 128 columns; byte c of a tile holds column c. The last, partial
+// tile of q elements has ceil(q / rows) columns.
+#pragma once
+
+#include "scale.h"
+
+namespace terngrad {
+
+enum class Packing : uint8_t { two_bit = 0, base3 = 1, float32 = 2 };
+
+// Rows of a tile = trits in a byte. (float32 has no tiles.)
+TERNGRAD_CONTRACT int64_t rows_of(Packing packing) { return packing == Packing::base3 ? 5 : 4; }
+
+TERNGRAD_CONTRACT int64_t tile_of(Packing packing) { return rows_of(packing) * kColumns; }
+
+TERNGRAD_CONTRACT int64_t payload_bytes(Packing packing, int64_t n) {
+  if (packing == Packing::float32) return 4 * n;
+  const int64_t rows = rows_of(packing);
+  return n / rows + (n % rows != 0);
+}
+
+// Columns of the tile that begins `rest` elements before the end.
+TERNGRAD_CONTRACT int64_t columns_of(Packing packing, int64_t rest) {
+  const int64_t columns = payload_bytes(packing, rest);
+  return columns < kColumns ? columns : kColumns;
+}
+
+TERNGRAD_CONTRACT uint32_t power_of_three(int64_t row) {
+  return row == 0 ? 1u : row == 1 ? 3u : row == 2 ? 9u : row == 3 ? 27u : 81u;
+}
+
+// A trit's share of its byte: shares of the rows are added. Two's complement makes -1 the code 11.
+TERNGRAD_CONTRACT uint32_t code_of(Packing packing, int8_t trit, int64_t row) {
+  if (packing == Packing::base3) return power_of_three(row) * (trit < 0 ? 2u : static_cast<uint32_t>(trit));
+  return (static_cast<uint32_t>(trit) & 3u) << (2 * row);
+}
+
+// Total: code 10 gives 0, a base-3 digit is taken mod 3.
+TERNGRAD_CONTRACT int8_t trit_in(Packing packing, uint32_t byte, int64_t row) {
+  if (packing == Packing::base3) {
+    const uint32_t digit = byte / power_of_three(row) % 3u;
+    return static_cast<int8_t>(digit == 2u ? -1 : static_cast<int>(digit));
+  }
+  const uint32_t code = byte >> (2 * row) & 3u;
+  return static_cast<int8_t>(code == 3u ? -1 : static_cast<int>(code & 1u));
+}
+
+// A sign of any int8, as `pack` takes it.
+TERNGRAD_CONTRACT int8_t sign_of(int8_t value) { return static_cast<int8_t>((value > 0) - (value < 0)); }
+
+// Whether a byte is one that an encoder writes where all its rows are in use.
+TERNGRAD_CONTRACT bool is_canonical(Packing packing, uint32_t byte) {
+  if (packing == Packing::base3) return byte <= 242u;
+  return (byte & ~(byte << 1) & 0xaau) == 0;
+}
+
+}  // namespace terngrad

@@ -1,0 +1,300 @@
+// Named vector operations, AVX2 with FMA and F16C. Every simd_<isa>.h gives the same names; operation files use these
+// only.
+//
+// A vector holds kLanes floats. Philox runs in 64-bit lanes, one block a lane: the 32x32 -> 64 multiply needs no
+// shuffles between rounds, and what is left in the upper halves never matters.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../contract/message.h"
+#include "../contract/ternarize.h"
+
+namespace terngrad {
+namespace avx2 {
+namespace {
+
+#define TERNGRAD_SIMD static inline __attribute__((always_inline))
+
+constexpr int64_t kLanes = 8;
+
+using Floats = __m256;
+using Ints = __m256i;
+using Bytes = __m256i;  // 4 * kLanes of them
+using Signs = __m256i;  // one for each of 4 * kLanes columns: the top bit of a byte
+
+// ---- memory
+
+TERNGRAD_SIMD const unsigned char* at(const void* base, int64_t bytes) {
+  return static_cast<const unsigned char*>(base) + bytes;
+}
+
+TERNGRAD_SIMD Floats load_floats(const float*, const unsigned char* from) {
+  return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
+}
+TERNGRAD_SIMD Floats load_floats(const Half*, const unsigned char* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+TERNGRAD_SIMD Floats load_floats(const BFloat16*, const unsigned char* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+TERNGRAD_SIMD Floats load_floats(const double*, const unsigned char* from) {
+  const __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(reinterpret_cast<const double*>(from)));
+  const __m128 high = _mm256_cvtpd_ps(_mm256_loadu_pd(reinterpret_cast<const double*>(from + 32)));
+  return _mm256_set_m128(high, low);
+}
+
+// kLanes elements of type T, widened. NaN stays some NaN.
+template <class T>
+TERNGRAD_SIMD Floats load_floats(const void* base, int64_t index) {
+  return load_floats(static_cast<const T*>(nullptr), at(base, index * static_cast<int64_t>(sizeof(T))));
+}
+
+// NaNs of `values` as the bits of `nan`.
+TERNGRAD_SIMD Ints with_nan(Ints bits, Floats values, int nan) {
+  const Ints unordered = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(bits, _mm256_set1_epi32(nan), unordered);
+}
+
+TERNGRAD_SIMD void store_low_halves(unsigned char* to, Ints values) {
+  const __m256i packed = _mm256_packus_epi32(values, values);
+  const __m256i ordered = _mm256_permute4x64_epi64(packed, 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(ordered));
+}
+
+TERNGRAD_SIMD void store_floats(float*, unsigned char* to, Floats values) {
+  _mm256_storeu_ps(reinterpret_cast<float*>(to), values);
+}
+TERNGRAD_SIMD void store_floats(Half*, unsigned char* to, Floats values) {
+  const __m128i rounded = _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  store_low_halves(to, with_nan(_mm256_cvtepu16_epi32(rounded), values, kNaNHalf));
+}
+TERNGRAD_SIMD void store_floats(BFloat16*, unsigned char* to, Floats values) {
+  const Ints bits = _mm256_castps_si256(values);
+  const Ints odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const Ints rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  store_low_halves(to, with_nan(_mm256_srli_epi32(rounded, 16), values, kNaNBFloat16));
+}
+TERNGRAD_SIMD void store_floats(double*, unsigned char* to, Floats values) {
+  const __m256d nan = _mm256_castsi256_pd(_mm256_set1_epi64x(static_cast<long long>(kNaN64)));
+  for (int half = 0; half < 2; ++half) {
+    const __m256d wide = _mm256_cvtps_pd(half ? _mm256_extractf128_ps(values, 1) : _mm256_castps256_ps128(values));
+    const __m256d canonical = _mm256_blendv_pd(wide, nan, _mm256_cmp_pd(wide, wide, _CMP_UNORD_Q));
+    _mm256_storeu_pd(reinterpret_cast<double*>(to + 32 * half), canonical);
+  }
+}
+
+// kLanes elements, rounded to T.
+template <class T>
+TERNGRAD_SIMD void store_floats(void* base, int64_t index, Floats values) {
+  store_floats(static_cast<T*>(nullptr), static_cast<unsigned char*>(base) + index * static_cast<int64_t>(sizeof(T)),
+               values);
+}
+
+// Past the caches, for what is not read again soon. `to` is a multiple of kStreamAlignment, which is what large
+// allocations have; stores_end() comes before the memory is given away.
+constexpr uintptr_t kStreamAlignment = 16;
+TERNGRAD_SIMD void stream_floats(float* to, Floats values) {
+  _mm_stream_ps(to, _mm256_castps256_ps128(values));
+  _mm_stream_ps(to + 4, _mm256_extractf128_ps(values, 1));
+}
+TERNGRAD_SIMD void stores_end() { _mm_sfence(); }
+
+TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(static_cast<__m256i*>(to), bytes); }
+
+// kLanes bytes, one a lane.
+TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+}
+
+// An address may lie beyond the array: prefetches do not fault. (Computed as an integer, where that is defined.)
+TERNGRAD_SIMD void prefetch(const void* base, int64_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes);
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+}
+
+// ---- arithmetic
+
+TERNGRAD_SIMD Floats all_floats(float x) { return _mm256_set1_ps(x); }
+TERNGRAD_SIMD Ints zero_ints() { return _mm256_setzero_si256(); }
+TERNGRAD_SIMD Bytes all_bytes(uint32_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
+TERNGRAD_SIMD Ints bits(Floats x) { return _mm256_castps_si256(x); }
+TERNGRAD_SIMD Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+TERNGRAD_SIMD Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+TERNGRAD_SIMD Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+TERNGRAD_SIMD Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+TERNGRAD_SIMD Floats magnitude(Floats x) {
+  return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)));
+}
+TERNGRAD_SIMD Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
+TERNGRAD_SIMD Bytes merge(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+TERNGRAD_SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+
+// b where a is NaN.
+TERNGRAD_SIMD Floats smaller_or_second(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+
+// +-limit where |x| > limit, else x. False for NaN, which stays.
+TERNGRAD_SIMD Floats clipped(Floats x, Floats limit) {
+  const Floats beyond = _mm256_cmp_ps(magnitude(x), limit, _CMP_GT_OQ);
+  const Floats sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN)));
+  return _mm256_blendv_ps(x, _mm256_or_ps(limit, sign), beyond);
+}
+
+// Truncated to an integer. What does not fit (2^31 and above, NaN) gives 2^31, which is the largest threshold.
+TERNGRAD_SIMD Ints to_threshold(Floats scaled) { return _mm256_cvttps_epi32(scaled); }
+
+// The top bit of each lane of uniform - threshold is set where the element fires.
+TERNGRAD_SIMD Ints fires(Ints uniform, Ints threshold) { return _mm256_sub_epi32(uniform, threshold); }
+
+TERNGRAD_SIMD int32_t largest_lane(Ints x) {
+  __m128i m = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+  return _mm_cvtsi128_si32(m);
+}
+
+// Lane i takes lane i + 4, then i + 2, then i + 1.
+TERNGRAD_SIMD float tree_sum(Floats x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+// ---- trits
+
+// The top bits of 4 vectors of lanes, in an order that `in_order` undoes: saturating packs keep the sign.
+TERNGRAD_SIMD Signs signs(Ints a, Ints b, Ints c, Ints d) {
+  return _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+}
+
+// 0 where nothing fires, else `minus` or `plus`.
+TERNGRAD_SIMD Bytes choose(Signs fire, Signs negative, Bytes plus, Bytes minus) {
+  const Bytes fired = _mm256_cmpgt_epi8(_mm256_setzero_si256(), fire);
+  return _mm256_and_si256(fired, _mm256_blendv_epi8(plus, minus, negative));
+}
+
+TERNGRAD_SIMD Bytes in_order(Bytes x) {
+  return _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// What a two-bit code is worth: 00 -> 0, 01 -> worth, 10 -> 0, 11 -> -worth.
+TERNGRAD_SIMD Floats worth_table(float worth) {
+  return _mm256_mul_ps(_mm256_set1_ps(worth), _mm256_setr_ps(0, 1, 0, -1, 0, 1, 0, -1));
+}
+
+// Looks up bits 2 * row and 2 * row + 1 of each lane.
+template <int Row>
+TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
+  return _mm256_permutevar_ps(table, _mm256_srli_epi32(codes, 2 * Row));
+}
+
+// ---- Philox: kLanes / 2 blocks at once
+
+struct PhiloxConstants {
+  // The first two rounds only see the block number vary, so most of them is done here, once.
+  Ints first_c2;   // round 1: c3 ^ key1
+  Ints second_c0;  // round 2: c1 ^ key0
+  Ints second_c2;  // round 2: high(P0) ^ key1
+  Ints third_c2;   // round 3: low(P0 of round 2) ^ key1
+  Ints key0[kPhiloxRounds];
+  Ints key1[kPhiloxRounds];
+};
+
+TERNGRAD_SIMD Ints lanes64(uint32_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+
+TERNGRAD_SIMD PhiloxConstants philox_constants(const Draw& draw) {
+  PhiloxConstants constants;
+  uint32_t key0 = static_cast<uint32_t>(draw.seed);
+  uint32_t key1 = static_cast<uint32_t>(draw.seed >> 32);
+  const auto c2 = static_cast<uint32_t>(draw.offset);
+  const auto c3 = static_cast<uint32_t>(draw.offset >> 32);
+  const uint64_t product1 = static_cast<uint64_t>(kPhiloxM1) * c2;
+  const uint32_t c0_after = static_cast<uint32_t>(product1 >> 32) ^ draw.layer ^ key0;
+  const auto c1_after = static_cast<uint32_t>(product1);
+  const uint64_t product0 = static_cast<uint64_t>(kPhiloxM0) * c0_after;
+  constants.first_c2 = lanes64(c3 ^ key1);
+  constants.second_c0 = lanes64(c1_after ^ (key0 + kPhiloxW0));
+  constants.second_c2 = lanes64(static_cast<uint32_t>(product0 >> 32) ^ (key1 + kPhiloxW1));
+  constants.third_c2 = lanes64(static_cast<uint32_t>(product0) ^ (key1 + 2 * kPhiloxW1));
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    constants.key0[round] = lanes64(key0);
+    constants.key1[round] = lanes64(key1);
+    key0 += kPhiloxW0;
+    key1 += kPhiloxW1;
+  }
+  return constants;
+}
+
+// A word of each block, in the lower half of its lane.
+struct Words {
+  Ints w[4];
+};
+
+// The order of blocks in the lanes that lets each 128-bit half hold what `uniforms` shuffles out of it.
+TERNGRAD_SIMD Ints block_counters(uint32_t first) {
+  return _mm256_add_epi64(lanes64(first), _mm256_setr_epi64x(0, 2, 1, 3));
+}
+
+// The words of N * kLanes / 2 consecutive blocks. One multiply waits for the one before it, so N registers go through
+// the rounds side by side.
+template <int N>
+TERNGRAD_SIMD void philox(const PhiloxConstants& k, uint32_t first, Words (&c)[N]) {
+  const Ints m0 = lanes64(kPhiloxM0);
+  const Ints m1 = lanes64(kPhiloxM1);
+  Ints p0[N];
+  Ints p1[N];
+  // Round 1: c0 and c1 come out the same for all blocks.
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Ints blocks = block_counters(first + static_cast<uint32_t>(n * kLanes / 2));
+    p0[n] = _mm256_mul_epu32(blocks, m0);
+  }
+  // Round 2: c3 comes out the same for all blocks.
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const Ints c2 = _mm256_xor_si256(_mm256_srli_epi64(p0[n], 32), k.first_c2);
+    p1[n] = _mm256_mul_epu32(c2, m1);
+    c[n].w[2] = _mm256_xor_si256(p0[n], k.second_c2);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    c[n].w[0] = _mm256_xor_si256(_mm256_srli_epi64(p1[n], 32), k.second_c0);
+    c[n].w[1] = p1[n];
+  }
+#pragma GCC unroll 8
+  for (int round = 2; round < kPhiloxRounds; ++round) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      p0[n] = _mm256_mul_epu32(c[n].w[0], m0);
+      p1[n] = _mm256_mul_epu32(c[n].w[2], m1);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const Ints high0 = _mm256_srli_epi64(p0[n], 32);
+      const Ints high1 = _mm256_srli_epi64(p1[n], 32);
+      c[n].w[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[n].w[1]), k.key0[round]);
+      c[n].w[2] = round == 2 ? _mm256_xor_si256(high0, k.third_c2)
+                             : _mm256_xor_si256(_mm256_xor_si256(high0, c[n].w[3]), k.key1[round]);
+      c[n].w[1] = p1[n];
+      c[n].w[3] = p0[n];
+    }
+  }
+}
+
+// u of the 2 * kLanes columns of one row that the blocks serve: kLanes columns in each result.
+template <int Row>
+TERNGRAD_SIMD void uniforms(const Words& words, Ints* low, Ints* high) {
+  const Ints y = _mm256_xor_si256(words.w[(Row + 1) % 4], words.w[(Row + 2) % 4]);
+  const Ints pairs = _mm256_blend_epi32(words.w[Row], _mm256_slli_epi64(y, 32), 0xaa);
+  // From the 8 bytes (w, y) of a block, column j: w byte j on top, then bytes j, j + 1, j + 2 (mod 4) of y.
+  const Ints shuffle = _mm256_setr_epi8(6, 5, 4, 0, 7, 6, 5, 1, 4, 7, 6, 2, 5, 4, 7, 3,  //
+                                        6, 5, 4, 0, 7, 6, 5, 1, 4, 7, 6, 2, 5, 4, 7, 3);
+  const Ints second = _mm256_add_epi8(shuffle, _mm256_set1_epi8(8));
+  *low = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, shuffle), 1);
+  *high = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, second), 1);
+}
+
+}  // namespace
+}  // namespace avx2
+}  // namespace terngrad

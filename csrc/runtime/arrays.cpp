@@ -1,0 +1,87 @@
+#include "arrays.h"
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace terngrad {
+
+namespace {
+
+struct ElementInfo {
+  const char* name;
+  int64_t bytes;
+};
+
+constexpr ElementInfo kElements[] = {{"float32", 4}, {"float16", 2}, {"bfloat16", 2}, {"float64", 8},
+                                     {"int8", 1},    {"uint8", 1},   {"int64", 8},    {"uint32", 4}};
+
+bool overlap(const Array& a, const Array& b) {
+  return a.nbytes() > 0 && b.nbytes() > 0 && a.data < b.data + b.nbytes() && b.data < a.data + a.nbytes();
+}
+
+}  // namespace
+
+const char* name_of(Element element) { return kElements[static_cast<size_t>(element)].name; }
+
+int64_t bytes_of(Element element) { return kElements[static_cast<size_t>(element)].bytes; }
+
+Element element_of(DType dtype) { return static_cast<Element>(dtype); }
+static_assert(static_cast<int>(Element::float32) == static_cast<int>(DType::float32) &&
+                  static_cast<int>(Element::float16) == static_cast<int>(DType::float16) &&
+                  static_cast<int>(Element::bfloat16) == static_cast<int>(DType::bfloat16) &&
+                  static_cast<int>(Element::float64) == static_cast<int>(DType::float64),
+              "the floating-point elements are the dtypes");
+
+DType dtype_of(Element element, const std::string& argument) {
+  if (element > Element::float64) {
+    throw TypeError(argument + ": expected float32, float16, bfloat16 or float64, got " + name_of(element));
+  }
+  return static_cast<DType>(element);
+}
+
+std::string Array::name() const {
+  return place < 0 ? argument : std::string(argument) + "[" + std::to_string(place) + "]";
+}
+
+void check_element(const Array& array, Element expected) {
+  if (array.element != expected) {
+    throw TypeError(array.name() + ": expected " + name_of(expected) + ", got " + name_of(array.element));
+  }
+}
+
+void check_size(const Array& array, int64_t expected) {
+  if (array.size != expected) {
+    throw ValueError(array.name() + ": expected " + std::to_string(expected) + " elements, got " +
+                     std::to_string(array.size));
+  }
+}
+
+void check_output(const Array& array, Element expected, int64_t size) {
+  check_element(array, expected);
+  check_size(array, size);
+  if (!array.writable) throw BufferError(array.name() + ": expected a writable array, got a read-only one");
+}
+
+void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place) {
+  for (size_t o = 0; o < outputs.size(); ++o) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!overlap(outputs[o], inputs[i])) continue;
+      const bool same = in_place && o == i && outputs[o].data == inputs[i].data;
+      if (!same) throw ValueError(outputs[o].name() + ": overlaps the memory of " + inputs[i].name());
+    }
+  }
+  if (outputs.size() < 2) return;
+  std::vector<const Array*> sorted;
+  for (const Array& array : outputs) {
+    if (array.nbytes() > 0) sorted.push_back(&array);
+  }
+  std::sort(sorted.begin(), sorted.end(), [](const Array* a, const Array* b) { return a->data < b->data; });
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    if (overlap(*sorted[i - 1], *sorted[i])) {
+      throw ValueError(sorted[i]->name() + ": overlaps the memory of " + sorted[i - 1]->name());
+    }
+  }
+}
+
+}  // namespace terngrad

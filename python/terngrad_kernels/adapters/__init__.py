@@ -1,0 +1,88 @@
+"""What the package needs of an array framework, and which framework an array is of.
+
+One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then.
+Nothing else in the package knows frameworks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+__all__ = ["Adapter", "adapter_of", "numpy_adapter"]
+
+
+class Adapter(Protocol):
+    """One framework's arrays."""
+
+    name: str
+
+    def accepts(self, x: Any) -> bool:
+        """Whether `x` is an array of this framework."""
+
+    def dtype(self, x: Any) -> str:
+        """Name of the element type of `x`, e.g. "float32", "uint8"; the framework's own name for other types."""
+
+    def device(self, x: Any) -> Any:
+        """Where `x` lies: something that compares equal on one device."""
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Return `x`, or a dense row-major copy, as `_core` can read it."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return something that `_core` can write, on the device of `like` (None: the host)."""
+
+    def result(self, written: Any) -> Any:
+        """Turn what `empty` gave into the framework's array."""
+
+    def writable(self, x: Any, argument: str) -> Any:
+        """Return `x` as `_core` can write it, or raise the error that says why it cannot be written."""
+
+    def as_float32(self, x: Any) -> Any:
+        """Return uint8 data with its last axis seen as float32."""
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return `x` as a NumPy array, a view where possible."""
+
+    def from_numpy(self, x: Any, like: Any) -> Any:
+        """Return a NumPy array as one of this framework, on the device of `like`."""
+
+
+# Top-level module of an array type -> adapter module.
+_MODULES = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+_by_type: dict[type, Adapter] = {}
+
+
+def _load(module: str) -> Adapter:
+    adapter: Adapter = importlib.import_module(f"{__name__}.{module}").adapter
+    return adapter
+
+
+def _find(x: Any) -> Adapter | None:
+    for base in type(x).__mro__:
+        module = _MODULES.get(base.__module__.partition(".")[0])
+        if module is None:
+            continue
+        adapter = _load(module)
+        if adapter.accepts(x):
+            return adapter
+    return None
+
+
+def adapter_of(x: Any, argument: str) -> Adapter:
+    """Return the adapter of an array, or raise a TypeError that names `argument`."""
+    adapter = _by_type.get(type(x))
+    if adapter is not None:
+        return adapter
+    adapter = _find(x)
+    if adapter is None:
+        raise TypeError(
+            f"{argument}: expected an array of NumPy, PyTorch or JAX, got {type(x).__module__}.{type(x).__qualname__}"
+        )
+    _by_type[type(x)] = adapter
+    return adapter
+
+
+def numpy_adapter() -> Adapter:
+    """Return NumPy's: for what is given without any array."""
+    return _load("numpy")

@@ -1,0 +1,65 @@
+"""NumPy arrays, ml_dtypes' bfloat16 included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_NAMES = {np.dtype(name): name for name in ("float32", "float16", "float64", "int8", "uint8")}
+
+
+class NumpyAdapter:
+    """See `terngrad_kernels.adapters.Adapter`."""
+
+    name = "numpy"
+
+    def accepts(self, x: Any) -> bool:
+        """Masked arrays are refused: their masks would be lost."""
+        return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
+
+    def dtype(self, x: Any) -> str:
+        """Byte order is not part of the name: `dense` brings it to the machine's."""
+        name = _NAMES.get(x.dtype)
+        return x.dtype.name if name is None else name
+
+    def device(self, x: Any) -> Any:
+        """There is one."""
+        return "cpu"
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Return `x`, or a copy that is row-major and of the machine's byte order."""
+        if x.flags.c_contiguous and x.dtype.isnative:
+            return x
+        return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return an uninitialised array."""
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            return np.empty(shape, ml_dtypes.bfloat16)
+        return np.empty(shape, dtype)
+
+    def result(self, written: Any) -> Any:
+        """Return the array itself."""
+        return written
+
+    def writable(self, x: Any, argument: str) -> Any:
+        """Return the array itself: `_core` sees what it is."""
+        return x
+
+    def as_float32(self, x: Any) -> Any:
+        """Return a view."""
+        return x.view(np.float32)
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return the array itself."""
+        return x
+
+    def from_numpy(self, x: Any, like: Any) -> Any:
+        """Return the array itself."""
+        return x
+
+
+adapter = NumpyAdapter()

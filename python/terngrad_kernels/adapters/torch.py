@@ -1,0 +1,86 @@
+"""PyTorch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from ..packed import Packed
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class TorchAdapter:
+    """See `terngrad_kernels.adapters.Adapter`."""
+
+    name = "torch"
+
+    def accepts(self, x: Any) -> bool:
+        """All tensors; those without memory of their own are refused when it is looked for."""
+        return isinstance(x, torch.Tensor)
+
+    def dtype(self, x: Any) -> str:
+        """The name without "torch."."""
+        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
+
+    def device(self, x: Any) -> Any:
+        """A torch.device."""
+        return x.device
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Data only, outside autograd; lazy negation and conjugation are carried out, which DLPack would ignore."""
+        if x.layout is not torch.strided:
+            raise TypeError(f"{argument}: expected a strided tensor, got one of layout {x.layout}")
+        if x.requires_grad:
+            x = x.detach()
+        if x.is_neg():
+            x = x.resolve_neg()
+        return x if x.is_contiguous() else x.contiguous()
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return an uninitialised tensor."""
+        return torch.empty(shape, dtype=_DTYPES[dtype], device=like.device)
+
+    def result(self, written: Any) -> Any:
+        """Return the tensor itself."""
+        return written
+
+    def writable(self, x: Any, argument: str) -> Any:
+        """Refuse what is only a view of other values."""
+        if x.layout is not torch.strided:
+            raise TypeError(f"{argument}: expected a strided tensor, got one of layout {x.layout}")
+        if x.is_neg():
+            raise ValueError(f"{argument}: expected a tensor of its own values, got a lazily negated view")
+        return x.detach() if x.requires_grad else x
+
+    def as_float32(self, x: Any) -> Any:
+        """Return a view."""
+        return x.view(torch.float32)
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return a view of a host tensor, a copy of any other."""
+        return x.detach().cpu().numpy()
+
+    def from_numpy(self, x: Any, like: Any) -> Any:
+        """Return a tensor of its own memory."""
+        return torch.from_numpy(x.copy()).to(like.device)
+
+
+adapter = TorchAdapter()
+
+pytree.register_pytree_node(
+    Packed,
+    lambda packed: ([packed.data], packed.layout),
+    lambda children, layout: Packed(layout, next(iter(children))),
+    serialized_type_name="terngrad_kernels.Packed",
+)

@@ -1,0 +1,619 @@
+"""The operations: arguments are sorted out here, the work is `_core`'s.
+
+Every function is keyword-only after its first argument. Arrays are NumPy's, PyTorch's or JAX's; results come in the
+framework, on the device and (decoding) in the dtype of the input. Inputs are never written, and an error leaves every
+argument as it was. "Contract" is docs/contract.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from . import _core
+from .adapters import Adapter, adapter_of, numpy_adapter
+from .layout import DTYPES, Layout, _shape, dtype_name, packing_code
+from .packed import Packed, Scales
+
+__all__ = ["clip", "decode", "decode_sum", "encode", "pack", "scales", "ternarize", "unpack", "validate"]
+
+# ---- what is given
+
+
+class _Bucket(NamedTuple):
+    """The layers: `arrays` is one dense array, or a tuple of them."""
+
+    adapter: Adapter
+    arrays: Any
+    like: Any  # an array whose device outputs go to, None if there is none
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    form: str
+
+
+def _one(x: Any, argument: str) -> tuple[Adapter, str]:
+    adapter = adapter_of(x, argument)
+    dtype = adapter.dtype(x)
+    if dtype not in DTYPES:
+        raise TypeError(f"{argument}: expected {', '.join(DTYPES)}, got {adapter.name} {dtype}")
+    return adapter, dtype
+
+
+def _bucket(x: Any) -> _Bucket:
+    if not isinstance(x, (list, tuple)):
+        adapter, dtype = _one(x, "x")
+        return _Bucket(adapter, adapter.dense(x, "x"), x, (tuple(x.shape),), dtype, "array")
+    if not x:
+        return _Bucket(numpy_adapter(), (), None, (), "float32", "list")
+    adapter, dtype = _one(x[0], "x[0]")
+    device = adapter.device(x[0])
+    for i, item in enumerate(x):
+        other, other_dtype = _one(item, f"x[{i}]")
+        if other is not adapter:
+            raise TypeError(f"x[{i}]: expected a {adapter.name} array as x[0] is, got a {other.name} array")
+        if other_dtype != dtype:
+            raise TypeError(f"x[{i}]: expected {dtype} as x[0] is, got {other_dtype}")
+        if adapter.device(item) != device:
+            raise ValueError(f"x[{i}]: expected device {device} as x[0] is on, got {adapter.device(item)}")
+    arrays = tuple(adapter.dense(item, f"x[{i}]") for i, item in enumerate(x))
+    return _Bucket(adapter, arrays, x[0], tuple(tuple(item.shape) for item in x), dtype, "list")
+
+
+_layouts: dict[Any, Layout] = {}
+
+
+def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
+    """Return the layout of what was passed in: looked up, since a training step asks for the same ones again."""
+    try:
+        key = (bucket.shapes, bucket.dtype, packing, block, bucket.form)
+        found = _layouts.get(key)
+    except TypeError:  # a list of packings
+        return Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)
+    if found is None:
+        found = Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)
+        if len(_layouts) >= 4096:
+            _layouts.clear()
+        _layouts[key] = found
+    return found
+
+
+def _given_layout(layout: Any, bucket: _Bucket) -> Layout:
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout: expected a Layout, got {type(layout).__name__}")
+    if bucket.form == "list":
+        if layout.index is not None:
+            raise ValueError("x: expected one flat array for the layout of a shard, got a list")
+        if len(bucket.shapes) != len(layout.shapes):
+            raise ValueError(f"x: expected {len(layout.shapes)} arrays, got {len(bucket.shapes)}")
+    if bucket.shapes and bucket.dtype != layout.dtype:
+        raise ValueError(f"x: expected {layout.dtype} as the layout says, got {bucket.dtype}")
+    return layout
+
+
+def _no_stream(stream: Any) -> None:
+    if stream is not None:
+        raise ValueError("stream: CPU arrays have none, expected None")
+
+
+def _passed(passed: Any, adapter: Adapter, argument: str = "scales") -> tuple[Any, Any] | None:
+    if passed is None:
+        return None
+    if not isinstance(passed, tuple) or len(passed) != 2:
+        raise TypeError(f"{argument}: expected a Scales (scale, limit), got {type(passed).__name__}")
+    arrays = []
+    for field, array in zip(Scales._fields, passed, strict=True):
+        name = f"{argument}.{field}"
+        other = adapter_of(array, name)
+        if other is not adapter:
+            raise TypeError(f"{name}: expected a {adapter.name} array as x is, got a {other.name} array")
+        arrays.append(adapter.dense(array, name))
+    return arrays[0], arrays[1]
+
+
+def _output(adapter: Adapter, out: Any, shape: tuple[int, ...], dtype: str, like: Any, argument: str = "out") -> Any:
+    """Return what `_core` writes: the caller's own `out`, or a new array."""
+    if out is None:
+        return adapter.empty(shape, dtype, like)
+    other = adapter_of(out, argument)
+    if other is not adapter:
+        raise TypeError(f"{argument}: expected a {adapter.name} array as the input is, got a {other.name} array")
+    return adapter.writable(out, argument)
+
+
+def _outputs(adapter: Adapter, out: Any, shapes: Sequence[tuple[int, ...]], dtype: str, like: Any) -> tuple[Any, ...]:
+    """Return what `_core` writes for a list of layers."""
+    if out is None:
+        return tuple(adapter.empty(shape, dtype, like) for shape in shapes)
+    if not isinstance(out, (list, tuple)):
+        raise TypeError(f"out: expected a list of {len(shapes)} arrays, got {type(out).__name__}")
+    if len(out) != len(shapes):
+        raise ValueError(f"out: expected {len(shapes)} arrays, got {len(out)}")
+    return tuple(_output(adapter, item, (), dtype, like, f"out[{i}]") for i, item in enumerate(out))
+
+
+def _results(adapter: Adapter, written: Any, out: Any) -> Any:
+    if out is not None:
+        return out
+    if isinstance(written, tuple):
+        return [adapter.result(item) for item in written]
+    return adapter.result(written)
+
+
+# ---- messages
+
+
+def _one_message(packed: Any) -> tuple[Layout, Adapter, Any]:
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed: expected a Packed, got {type(packed).__name__}")
+    adapter = adapter_of(packed.data, "packed.data")
+    if packed.data.ndim != 1:
+        shape = tuple(packed.data.shape)
+        raise ValueError(f"packed.data: expected one message, shape ({packed.layout.nbytes},), got shape {shape}")
+    return packed.layout, adapter, adapter.dense(packed.data, "packed.data")
+
+
+def _messages(messages: Any) -> tuple[Layout, Adapter, Any, int]:
+    """Return the common layout, the adapter, the data (one array or a tuple) and the number of messages."""
+    if isinstance(messages, Packed):
+        layout, data = messages.layout, messages.data
+        adapter = adapter_of(data, "messages.data")
+        if data.ndim not in (1, 2) or data.shape[-1] != layout.nbytes:
+            raise ValueError(f"messages.data: expected shape (W, {layout.nbytes}), got shape {tuple(data.shape)}")
+        count = data.shape[0] if data.ndim == 2 else 1
+        if count == 0:
+            raise ValueError("messages: expected at least one message, got none")
+        return layout, adapter, adapter.dense(data, "messages.data"), count
+    if not isinstance(messages, (list, tuple)):
+        raise TypeError(f"messages: expected Packed messages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError("messages: expected at least one message, got none")
+    parts = []
+    first: tuple[Layout, Adapter] | None = None
+    for i, message in enumerate(messages):
+        try:
+            layout, adapter, data = _one_message(message)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"messages[{i}]: {error}") from None
+        if first is None:
+            first = layout, adapter
+        elif adapter is not first[1]:
+            raise TypeError(f"messages[{i}]: expected {first[1].name} data as messages[0] has, got {adapter.name}")
+        elif layout is not first[0] and not layout.same_message(first[0]):
+            raise ValueError(f"messages[{i}]: its layout is another one than that of messages[0]")
+        parts.append(data)
+    assert first is not None
+    return first[0], first[1], tuple(parts), len(parts)
+
+
+def _decoded(layout: Layout, adapter: Adapter, like: Any, out: Any, dtype: Any) -> Any:
+    """Return what a decoding writes, by the layout's form."""
+    name = layout.dtype if dtype is None else dtype_name(dtype)
+    if out is not None:
+        first = out[0] if isinstance(out, (list, tuple)) and out else out
+        if not isinstance(first, (list, tuple)):
+            given = adapter_of(first, "out").dtype(first)
+            if dtype is not None and given != name:
+                raise TypeError(f"out: expected {name} as dtype says, got {given}")
+            if given not in DTYPES:
+                raise TypeError(f"out: expected {', '.join(DTYPES)}, got {given}")
+            name = given
+    if layout.form == "list":
+        return _outputs(adapter, out, layout.shapes, name, like)
+    if isinstance(out, (list, tuple)):
+        raise TypeError(f"out: expected one array for a layout of form {layout.form!r}, got {type(out).__name__}")
+    shape = layout.shapes[0] if layout.form == "array" else (layout.size,)
+    return _output(adapter, out, shape, name, like)
+
+
+# ---- the operations
+
+
+def encode(
+    x: Any,
+    *,
+    clip: float | None = 2.5,
+    seed: Any = 0,
+    offset: Any = 0,
+    layer: int = 0,
+    packing: str | Sequence[str] | None = None,
+    block: int | None = None,
+    scales: Scales | None = None,
+    layout: Layout | None = None,
+    out: Any = None,
+    stream: Any = None,
+) -> Packed:
+    """Ternarize and pack a gradient: the fused main operation.
+
+    Each element becomes ``s * sign(x) * b`` with ``b ~ Bernoulli(min(|x|, limit) / s)``, s the layer's scale: an
+    unbiased estimate of the clipped layer (Wen et al. 2017, section 3; contract sections 2 to 5).
+
+    Parameters
+    ----------
+    x : array or list of arrays
+        float32, float16, bfloat16 or float64 (rounded to float32). A list is a bucket of layers: one framework, one
+        device, one dtype. With `layout`, also one flat array of all layers.
+    clip : float > 0 or None, default 2.5
+        Clip each layer to `clip` times its root mean square. None: off. Not used where `scales` are given.
+    seed : int or array, default 0
+        Key of the random bits: an int in [-2**63, 2**64), a 0-d int64 array, or a uint32 array (low, high). Each worker
+        needs one of its own.
+    offset : int or array, default 0
+        Step counter, as `seed`. Equal (seed, offset, layer) draw equal bits, everywhere.
+    layer : int, default 0
+        Index of the first layer, so that buckets of one model draw different bits.
+    packing : str or sequence of str, optional
+        ``two_bit`` (default), ``base3`` or ``float32``; one, or one a layer.
+    block : int, optional
+        Elements that share a scale, a multiple of 2560. None: a scale a layer.
+    scales : Scales, optional
+        Use these instead of the layers' own (scaler sharing): then `x` is read only once.
+    layout : Layout, optional
+        What to make. Takes the place of `packing` and `block`.
+    out : array of uint8, shape (layout.nbytes,), optional
+        Where to write the message. Must not overlap an input.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    Packed
+        The message, in the framework of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    bucket = _bucket(x)
+    _no_stream(stream)
+    adapter = bucket.adapter
+    if layout is None:
+        layout = _layout_of(bucket, "two_bit" if packing is None else packing, block)
+    else:
+        if packing is not None or block is not None:
+            raise ValueError(
+                f"{'block' if packing is None else 'packing'}: the layout has it already; give one of the two"
+            )
+        _given_layout(layout, bucket)
+    data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
+    _core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
+    return Packed(layout, _results(adapter, data, out))
+
+
+def decode(
+    packed: Packed,
+    *,
+    out: Any = None,
+    dtype: Any = None,
+    weight: float = 1.0,
+    accumulate: bool = False,
+    stream: Any = None,
+) -> Any:
+    """Turn a message back into floating-point layers (contract section 6).
+
+    Safe on any bytes: there is no data-dependent addressing, and nothing is checked (see `validate`). A layer with a
+    non-finite scale gives NaN everywhere. Rounding to float16 or bfloat16 biases by up to 2**-11 or 2**-8 of the scale.
+
+    Parameters
+    ----------
+    packed : Packed
+        One message.
+    out : array or list of arrays, optional
+        Where to write, of any of the four dtypes, in the layout's form. Must not overlap the message.
+    dtype : str or dtype, optional
+        Of the result; the layout's by default.
+    weight : float, default 1.0
+        The result is multiplied by it (as float32).
+    accumulate : bool, default False
+        Add to what `out` holds instead, with one fused multiply-add.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    array or list of arrays
+        By ``packed.layout.form``; `out` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    layout, adapter, data = _one_message(packed)
+    _no_stream(stream)
+    if accumulate and out is None:
+        raise ValueError("accumulate: needs out, to add to")
+    written = _decoded(layout, adapter, packed.data, out, dtype)
+    _core.decode(layout.geometry, data, weight, bool(accumulate), written)
+    return _results(adapter, written, out)
+
+
+def decode_sum(
+    messages: Packed | Sequence[Packed],
+    *,
+    weights: Iterable[float] | None = None,
+    out: Any = None,
+    dtype: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Decode several messages and add them, in one pass over the output (contract section 6).
+
+    Sums in float32, in the order of the messages, and rounds once at the end: W messages give the same bits everywhere.
+
+    Parameters
+    ----------
+    messages : sequence of Packed, or one Packed whose data has shape (W, nbytes)
+        Their layouts must agree, but for dtype and form.
+    weights : iterable of float, optional
+        One a message (as float32); 1 by default. ``[1 / W] * W`` gives the mean.
+    out, dtype, stream
+        As in `decode`. The sum replaces what `out` holds.
+
+    Returns
+    -------
+    array or list of arrays
+        By the form of the first message's layout; `out` if that was given.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    layout, adapter, data, count = _messages(messages)
+    _no_stream(stream)
+    factors = (1.0,) * count if weights is None else tuple(weights)
+    if len(factors) != count:
+        raise ValueError(f"weights: expected {count}, one a message, got {len(factors)}")
+    like = data[0] if isinstance(data, tuple) else data
+    written = _decoded(layout, adapter, like, out, dtype)
+    _core.decode_sum(layout.geometry, data, factors, written)
+    return _results(adapter, written, out)
+
+
+def scales(
+    x: Any,
+    *,
+    clip: float | None = 2.5,
+    center: bool = False,
+    block: int | None = None,
+    layout: Layout | None = None,
+    out: Scales | None = None,
+    stream: Any = None,
+) -> Scales:
+    """Measure scale and limit of each layer: the fused max-abs reduction alone (contract section 2).
+
+    Parameters
+    ----------
+    x : array or list of arrays
+        As in `encode`.
+    clip : float > 0 or None, default 2.5
+        ``limit = clip * rms``; None: no limit.
+    center : bool, default False
+        Take the standard deviation about the mean in place of the root mean square.
+    block, layout
+        As in `encode`. A layer that the layout carries as float32 is not measured: (1, +infinity).
+    out : Scales, optional
+        float32 arrays of one element a layer (or block) to write to.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    Scales
+        float32 arrays of one element a layer (or block). A layer with a NaN or an infinity has (+infinity, +infinity).
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    bucket = _bucket(x)
+    _no_stream(stream)
+    if layout is None:
+        layout = _layout_of(bucket, "two_bit", block)
+    else:
+        if block is not None:
+            raise ValueError("block: the layout has it already; give one of the two")
+        _given_layout(layout, bucket)
+    if out is not None and (not isinstance(out, tuple) or len(out) != 2):
+        raise TypeError(f"out: expected a Scales (scale, limit), got {type(out).__name__}")
+    scale_out, limit_out = (None, None) if out is None else out
+    shape = (layout.groups,)
+    scale = _output(bucket.adapter, scale_out, shape, "float32", bucket.like, "out.scale")
+    limit = _output(bucket.adapter, limit_out, shape, "float32", bucket.like, "out.limit")
+    _core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit)
+    return Scales(_results(bucket.adapter, scale, scale_out), _results(bucket.adapter, limit, limit_out))
+
+
+def clip(
+    x: Any,
+    *,
+    clip: float | None = 2.5,
+    center: bool = False,
+    scales: Scales | None = None,
+    out: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Clip each layer to +-limit: gradient clipping alone (Wen et al. 2017, section 3.2; contract section 2).
+
+    Elements beyond the limit become +-limit, rounded to the dtype once; all others, NaN included, are copied.
+
+    Parameters
+    ----------
+    x : array or list of arrays
+        As in `encode`.
+    clip, center
+        As in `scales`.
+    scales : Scales, optional
+        Clip to these limits. A limit that is NaN, negative or 0 gives NaN everywhere.
+    out : array or list of arrays like x, optional
+        Where to write; may be `x` itself.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    array or list of arrays
+        Like `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    bucket = _bucket(x)
+    _no_stream(stream)
+    layout = _layout_of(bucket, "two_bit", None)
+    written = _like(bucket, out, bucket.dtype)
+    _core.clip(layout.geometry, bucket.arrays, clip, bool(center), _passed(scales, bucket.adapter), written)
+    return _results(bucket.adapter, written, out)
+
+
+def ternarize(
+    x: Any,
+    *,
+    clip: float | None = 2.5,
+    seed: Any = 0,
+    offset: Any = 0,
+    layer: int = 0,
+    scales: Scales | None = None,
+    out: tuple[Any, Any] | None = None,
+    stream: Any = None,
+) -> tuple[Any, Any]:
+    """Ternarize without packing: the trits that `encode` packs (contract sections 2 to 4).
+
+    Parameters
+    ----------
+    x : array or list of arrays
+        As in `encode`.
+    clip, seed, offset, layer, scales
+        As in `encode`.
+    out : (trits, scale), optional
+        int8 arrays like `x`, and float32 of one element a layer, to write to.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    trits : array or list of arrays of int8
+        -1, 0 or +1, like `x`.
+    scale : array of float32, shape (layers,)
+        What a trit is worth.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    bucket = _bucket(x)
+    _no_stream(stream)
+    adapter = bucket.adapter
+    layout = _layout_of(bucket, "two_bit", None)
+    if out is not None and (not isinstance(out, tuple) or len(out) != 2):
+        raise TypeError(f"out: expected a tuple (trits, scale), got {type(out).__name__}")
+    trits_out, scale_out = (None, None) if out is None else out
+    trits = _like(bucket, trits_out, "int8")
+    scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
+    _core.ternarize(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale)
+    return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
+
+
+def _like(bucket: _Bucket, out: Any, dtype: str) -> Any:
+    """Return what is written where the output has the form of the input."""
+    if bucket.form == "list":
+        return _outputs(bucket.adapter, out, bucket.shapes, dtype, bucket.like)
+    return _output(bucket.adapter, out, bucket.shapes[0], dtype, bucket.like)
+
+
+def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any = None) -> Any:
+    """Pack the sign of each element of an int8 array (contract section 5).
+
+    Parameters
+    ----------
+    trits : array of int8
+        Of any shape, read in row-major order.
+    packing : {"two_bit", "base3"}
+        4 or 5 trits in a byte.
+    out : array of uint8, optional
+        Of ceil(n / 4) or ceil(n / 5) elements.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    array of uint8, shape (ceil(n / 4),) or (ceil(n / 5),)
+        The payload.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    adapter = adapter_of(trits, "trits")
+    _no_stream(stream)
+    code = packing_code(packing)
+    payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(trits.shape)),), "uint8", trits)
+    _core.pack(adapter.dense(trits, "trits"), code, payload)
+    return _results(adapter, payload, out)
+
+
+def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = None, stream: Any = None) -> Any:
+    """Turn a payload back into trits (contract sections 5 and 6).
+
+    Total: code 10 gives 0, base-3 digits are taken mod 3.
+
+    Parameters
+    ----------
+    payload : array of uint8
+        Exactly as long as `shape` and `packing` need.
+    shape : sequence of int
+        Of the result.
+    packing : {"two_bit", "base3"}
+        As packed.
+    out : array of int8, optional
+        Of as many elements as `shape` has.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    array of int8
+        -1, 0 or +1.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    adapter = adapter_of(payload, "payload")
+    _no_stream(stream)
+    code = packing_code(packing)
+    sizes = _shape((shape,) if isinstance(shape, int) else shape, "shape")
+    expected = _core.payload_bytes(code, math.prod(sizes))
+    dense = adapter.dense(payload, "payload")
+    given = math.prod(payload.shape)
+    if given != expected:
+        raise ValueError(f"payload: expected {expected} bytes for shape {sizes} in {packing}, got {given}")
+    trits = _output(adapter, out, sizes, "int8", payload)
+    _core.unpack(dense, code, trits)
+    return _results(adapter, trits, out)
+
+
+def validate(packed: Packed) -> None:
+    """Check that a message is one that an encoder could have written (contract sections 5 and 7).
+
+    Parameters
+    ----------
+    packed : Packed
+        One message, of one or several shards.
+
+    Raises
+    ------
+    CorruptMessage
+        Unless codes, unused bits, gaps and scales are canonical and the length is the layout's.
+    TypeError
+        If `packed` is no Packed, or its data not uint8.
+    """
+    layout, _, data = _one_message(packed)
+    _core.validate(layout.geometry, data)

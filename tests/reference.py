@@ -435,9 +435,7 @@ def pieces(
         own = [piece._replace(group=k) for k, piece in enumerate(laid_out[index])]
         return own, len(own), longest
     message = [
-        piece._replace(
-            scale_at=shard * longest + piece.scale_at, payload_at=shard * longest + piece.payload_at
-        )
+        piece._replace(scale_at=shard * longest + piece.scale_at, payload_at=shard * longest + piece.payload_at)
         for shard, placed in enumerate(laid_out)
         for piece in placed
     ]
@@ -460,9 +458,7 @@ def cut(
 # ------------------------------------------------------------------------------- whole messages (section 5)
 
 
-def _group_arrays(
-    layers: Sequence[Array], packings: Sequence[str], block: int | None
-) -> tuple[list[Array], list[str]]:
+def _group_arrays(layers: Sequence[Array], packings: Sequence[str], block: int | None) -> tuple[list[Array], list[str]]:
     """Section 5, `block`: the elements and the packing of each scale group."""
     arrays, names = [], []
     for x, name in zip(layers, packings, strict=True):
@@ -689,9 +685,7 @@ def decode_sum(
     lengths = [p.size for p in plan] if index is not None else list(sizes)
     total: list[Array] = [np.zeros(n, np.float32) for n in lengths]
     for data, weight in zip(messages, [1.0] * len(messages) if weights is None else weights, strict=True):
-        total = decode(
-            data, sizes, packing, block=block, shards=shards, index=index, weight=weight, out=total
-        )
+        total = decode(data, sizes, packing, block=block, shards=shards, index=index, weight=weight, out=total)
     for data in messages:
         for p, target, span in zip(plan, owner, where, strict=True):
             if p.packing != "float32" and not np.isfinite(_scale_field(data, p)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import reference as ref
 
 bits32 = st.integers(0, 2**32 - 1)
 sizes_lists = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 40000)), max_size=6)
@@ -363,7 +365,9 @@ def test_uniforms_against_the_definition(
     first: int, n: int, seed: int, offset: int, layer: int, hop: bool, data: st.DataObject
 ) -> None:
     u = ref.uniforms(n, seed=seed, offset=offset, layer=layer, first=first, second_hop=hop)
-    assert u.shape == (n,) and u.dtype == np.uint32 and int(u.max()) < 2**31
+    assert u.shape == (n,)
+    assert u.dtype == np.uint32
+    assert int(u.max()) < 2**31
     for k in data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=4)):
         assert u[k] == slow_u(first + k, seed, offset, layer + hop * 2**31)
 
@@ -400,7 +404,8 @@ def test_inv_needs_the_next_float_up() -> None:
     s = np.linspace(1, 2, 4097, dtype=np.float32)[:-1]
     plain = np.float32(2.0**31) / s
     short = s * plain < np.float32(2.0**31)
-    assert short.any() and not short.all()
+    assert short.any()
+    assert not short.all()
     for value, quotient, is_short in zip(s, plain, short, strict=True):
         inv, _ = ref.inv_and_bound(value, np.float32(np.inf))
         assert bits_of(inv) == bits_of(quotient) + is_short
@@ -414,7 +419,7 @@ def test_threshold_is_the_probability(x: int, scale: int, limit: int) -> None:
     T = int(ref.thresholds(np.array([value]), s, m)[0])
     assert 0 <= T <= 2**31
     if np.isnan(value):
-        assert T == int(ref.inv_and_bound(s, m)[1])
+        assert int(ref.inv_and_bound(s, m)[1]) == T
         return
     magnitude = min(abs(float(value)), float(m), float(s))
     exact = Fraction(magnitude) / Fraction(float(s))
@@ -488,9 +493,7 @@ def test_pack_against_the_loop(packing: str, n: int) -> None:
 
 
 def test_pack_takes_signs() -> None:
-    assert (
-        ref.unpack(ref.pack(np.array([-128, 127, 0, 5], np.int8), "base3"), 4, "base3") == [-1, 1, 0, 1]
-    ).all()
+    assert (ref.unpack(ref.pack(np.array([-128, 127, 0, 5], np.int8), "base3"), 4, "base3") == [-1, 1, 0, 1]).all()
 
 
 def test_unpack_is_total() -> None:
@@ -520,10 +523,9 @@ def test_geometry(sizes: list[int], packing: list[str], block: int | None, shard
     # Elements: every layer's once, in order, cut at multiples of a unit; groups in order, none empty.
     for layer, size in enumerate(sizes):
         own = [p for p in plan if p.layer == layer]
-        assert own[0].first == 0 and own[-1].first + own[-1].size == size
-        assert all(
-            a.first + a.size == b.first and b.first % 2560 == 0 for a, b in zip(own, own[1:], strict=False)
-        )
+        assert own[0].first == 0
+        assert own[-1].first + own[-1].size == size
+        assert all(a.first + a.size == b.first and b.first % 2560 == 0 for a, b in itertools.pairwise(own))
         assert all(p.size > 0 for p in own) or (size == 0 and len(own) == 1)
         if block is not None:
             assert all(p.first // block == max(p.first, p.first + p.size - 1) // block for p in own)
@@ -550,19 +552,17 @@ def test_geometry(sizes: list[int], packing: list[str], block: int | None, shard
             at = p.payload_at + p.nbytes
         tails.append((shard + 1) * length - at)
         alone, count, bytes_alone = ref.pieces(sizes, packings, block, shards, shard)
-        assert bytes_alone == length and count == len(own)
+        assert bytes_alone == length
+        assert count == len(own)
         start = shard * length
         assert alone == [
-            p._replace(group=k, scale_at=p.scale_at - start, payload_at=p.payload_at - start)
-            for k, p in enumerate(own)
+            p._replace(group=k, scale_at=p.scale_at - start, payload_at=p.payload_at - start) for k, p in enumerate(own)
         ]
-    assert min(tails) < 16 or length == 16 and shards > 1
+    assert min(tails) < 16 or (length == 16 and shards > 1)
     # Balance: apart from its last unit, no shard holds more weight than its share.
     weight = [p.size * (16 if p.packing == "float32" else 1) for p in plan]
     for shard in range(shards):
-        own_weight = sum(
-            w for w, p in zip(weight, plan, strict=True) if length and p.scale_at // length == shard
-        )
+        own_weight = sum(w for w, p in zip(weight, plan, strict=True) if length and p.scale_at // length == shard)
         assert own_weight <= sum(weight) / shards + 16 * 2560
 
 
@@ -669,7 +669,8 @@ def test_packings_and_blocks_share_their_trits() -> None:
 def test_poisoned_layer_decodes_to_nan() -> None:
     layers = [np.array([1, np.nan, 2], np.float32), np.ones(5, np.float32)]
     data = ref.encode(layers)
-    assert data[:4].view("<f4") == np.inf and not data[16:32].any()
+    assert data[:4].view("<f4") == np.inf
+    assert not data[16:32].any()
     canonical = {"float32": (np.uint32, 0x7FC00000), "float16": (np.uint16, 0x7E00)}
     canonical |= {"bfloat16": (np.uint16, 0x7FC0), "float64": (np.uint64, 0x7FF8000000000000)}
     for dtype, (unsigned, bits) in canonical.items():
@@ -681,7 +682,8 @@ def test_poisoned_layer_decodes_to_nan() -> None:
     good = ref.encode([np.ones(3, np.float32), np.ones(5, np.float32)])
     for messages in ([data, good], [good, data]):
         total = ref.decode_sum(messages, [3, 5])
-        assert total[0].view(np.uint32).tolist() == [0x7FC00000] * 3 and (total[1] == 2).all()
+        assert total[0].view(np.uint32).tolist() == [0x7FC00000] * 3
+        assert (total[1] == 2).all()
 
 
 def test_decode_sum_is_a_chain_of_accumulates() -> None:
@@ -720,10 +722,7 @@ def test_float32_layer_is_carried() -> None:
 def test_clip() -> None:
     x = np.array([1, -100, np.nan, 3, -0.0, np.inf], np.float16)
     (out,) = ref.clip([x], scales=([9], [2.0004883]))
-    assert (
-        out.view(np.uint16).tolist()
-        == np.array([1, -2, np.nan, 2, -0.0, 2], np.float16).view(np.uint16).tolist()
-    )
+    assert out.view(np.uint16).tolist() == np.array([1, -2, np.nan, 2, -0.0, 2], np.float16).view(np.uint16).tolist()
     (same,) = ref.clip([x])
     assert (same.view(np.uint16) == x.view(np.uint16)).all()
     for bad in (np.nan, -1, 0):

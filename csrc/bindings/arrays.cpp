@@ -154,7 +154,8 @@ bool HeldArray::take_exchanged(py::handle object) {
   const auto type = py::type::handle_of(object);
   const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none()) return false;
-  const auto* header = static_cast<const DLPackExchangeAPIHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  const auto* header =
+      static_cast<const DLPackExchangeAPIHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (header == nullptr) throw py::error_already_set();
   if (header->version.major != DLPACK_MAJOR_VERSION) return false;
   const auto* api = reinterpret_cast<const DLPackExchangeAPI*>(header);
@@ -185,7 +186,8 @@ void HeldArray::take_capsule(py::handle object) {
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != DLPACK_MAJOR_VERSION) {
-      throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) + " is not supported");
+      throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) +
+                        " is not supported");
     }
     PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
     versioned_ = managed;
@@ -294,7 +296,8 @@ class Buffer {
   }
 
   py::capsule dlpack(const py::object& max_version) const {
-    const bool versioned = !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= DLPACK_MAJOR_VERSION;
+    const bool versioned =
+        !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= DLPACK_MAJOR_VERSION;
     return versioned ? exported<DLManagedTensorVersioned>("dltensor_versioned") : exported<DLManagedTensor>("dltensor");
   }
 
@@ -312,9 +315,8 @@ void define_buffer(py::module_& module) {
       .def(py::init<std::vector<int64_t>, const std::string&>(), py::arg("shape"), py::arg("dtype"))
       .def(
           "__dlpack__",
-          [](const Buffer& self, const py::object&, const py::object& max_version, const py::object&, const py::object&) {
-            return self.dlpack(max_version);
-          },
+          [](const Buffer& self, const py::object&, const py::object& max_version, const py::object&,
+             const py::object&) { return self.dlpack(max_version); },
           py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
           py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
       .def("__dlpack_device__", [](const Buffer&) { return py::make_tuple(static_cast<int>(kDLCPU), 0); });

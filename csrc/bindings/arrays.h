@@ -18,8 +18,8 @@ namespace py = pybind11;
 // A dense array and what keeps its memory alive for the length of a call.
 class HeldArray {
  public:
-  // Throws TypeError for what is no array, or of a type or on a device that this build does not take, and ValueError for
-  // one that is not dense and row-major. `argument` must outlive this.
+  // Throws TypeError for what is no array, or of a type or on a device that this build does not take, and ValueError
+  // for one that is not dense and row-major. `argument` must outlive this.
   HeldArray(py::handle object, const char* argument, int64_t place = -1);
   HeldArray(HeldArray&& other) noexcept;
   HeldArray(const HeldArray&) = delete;

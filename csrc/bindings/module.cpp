@@ -1,4 +1,5 @@
-// The Python edge: arguments in, errors out, the GIL released around the work. No arithmetic, no checks that the runtime makes.
+// The Python edge: arguments in, errors out, the GIL released around the work. No arithmetic, no checks that the
+// runtime makes.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -78,7 +79,8 @@ DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t l
   const Py_ssize_t first = PyNumber_AsSsize_t(layer.ptr(), nullptr);
   constexpr Py_ssize_t kWords = Py_ssize_t{1} << 31;
   if (first < 0 || first > kWords - layers) {
-    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " + py::str(layer).cast<std::string>());
+    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " +
+                     py::str(layer).cast<std::string>());
   }
   return DrawBase{word_of(seed, "seed"), word_of(offset, "offset"), static_cast<uint32_t>(first)};
 }
@@ -112,7 +114,8 @@ py::tuple pieces_of(const Layout& layout) {
 }
 
 Packing packing_of(int code) {
-  if (code < 0 || code > static_cast<int>(Packing::float32)) throw ValueError("packing: unknown code " + std::to_string(code));
+  if (code < 0 || code > static_cast<int>(Packing::float32))
+    throw ValueError("packing: unknown code " + std::to_string(code));
   return static_cast<Packing>(code);
 }
 
@@ -125,11 +128,10 @@ std::vector<Packing> packings_of(const std::vector<int>& codes) {
 
 void define_layout(py::module_& m) {
   py::class_<Layout>(m, "Layout", "The geometry of a message: see terngrad_kernels.Layout.")
-      .def(py::init([](std::vector<int64_t> sizes, const std::vector<int>& packings, int64_t block, int64_t shards,
-                       int64_t index) {
-             return Layout(std::move(sizes), packings_of(packings), block, shards, index);
-           }),
-           py::arg("sizes"), py::arg("packings"), py::arg("block"), py::arg("shards"), py::arg("index"))
+      .def(
+          py::init([](std::vector<int64_t> sizes, const std::vector<int>& packings, int64_t block, int64_t shards,
+                      int64_t index) { return Layout(std::move(sizes), packings_of(packings), block, shards, index); }),
+          py::arg("sizes"), py::arg("packings"), py::arg("block"), py::arg("shards"), py::arg("index"))
       .def_property_readonly("sizes", &Layout::sizes)
       .def_property_readonly("starts", &Layout::starts)
       .def_property_readonly("size", &Layout::size)
@@ -139,22 +141,24 @@ void define_layout(py::module_& m) {
 }
 
 void define_operations(py::module_& m) {
-  m.def("scales", [](const Layout& layout, py::handle x, py::handle clip, bool center, py::handle scale, py::handle limit) {
-    const HeldArrays inputs(x, "x");
-    const HeldArray scale_out(scale, "out.scale");
-    const HeldArray limit_out(limit, "out.limit");
-    const Measure measure = measure_of(clip, center);
-    const py::gil_scoped_release released;
-    scales(layout, inputs.arrays(), measure, scale_out.array, limit_out.array);
-  });
-  m.def("clip", [](const Layout& layout, py::handle x, py::handle clip_factor, bool center, py::handle passed, py::handle out) {
-    const HeldArrays inputs(x, "x");
-    const HeldArrays outputs(out, "out");
-    const HeldScales held(passed);
-    const Measure measure = measure_of(clip_factor, center);
-    const py::gil_scoped_release released;
-    clip(layout, inputs.arrays(), measure, held.get(), outputs.arrays());
-  });
+  m.def("scales",
+        [](const Layout& layout, py::handle x, py::handle clip, bool center, py::handle scale, py::handle limit) {
+          const HeldArrays inputs(x, "x");
+          const HeldArray scale_out(scale, "out.scale");
+          const HeldArray limit_out(limit, "out.limit");
+          const Measure measure = measure_of(clip, center);
+          const py::gil_scoped_release released;
+          scales(layout, inputs.arrays(), measure, scale_out.array, limit_out.array);
+        });
+  m.def("clip",
+        [](const Layout& layout, py::handle x, py::handle clip_factor, bool center, py::handle passed, py::handle out) {
+          const HeldArrays inputs(x, "x");
+          const HeldArrays outputs(out, "out");
+          const HeldScales held(passed);
+          const Measure measure = measure_of(clip_factor, center);
+          const py::gil_scoped_release released;
+          clip(layout, inputs.arrays(), measure, held.get(), outputs.arrays());
+        });
   m.def("ternarize", [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed,
                         py::handle offset, py::handle layer, py::handle trits, py::handle scale) {
     const HeldArrays inputs(x, "x");

@@ -1,7 +1,8 @@
 // Widening to float32, and rounding from it, once and to nearest even. docs/contract.md, sections 1 and 6.
 //
-// A NaN that changes its type becomes the canonical NaN of the new type: what hardware does with NaN payloads differs.
-// Assumes the default floating-point environment (the runtime sets it).
+// What hardware does with the payload of a NaN differs. Widening keeps a NaN's sign (which is a trit's sign) and
+// nothing else of it; what is written in another type than it was read is the canonical NaN of the new type. Assumes
+// the default floating-point environment (the runtime sets it).
 #pragma once
 
 #include "platform.h"
@@ -62,18 +63,24 @@ TERNGRAD_CONTRACT float widen(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t exponent = (x.bits >> 10) & 31u;
   const uint32_t mantissa = x.bits & 0x3ffu;
-  if (exponent == 31) return float_of(mantissa ? kNaN32 : sign | kInfinity32);
+  if (exponent == 31) return float_of(sign | (mantissa ? kNaN32 : kInfinity32));
   // A float16 subnormal is mantissa * 2^-24: exact, and normal as a float32.
   if (exponent == 0) return float_of(sign | bits_of(static_cast<float>(mantissa) * 0x1p-24f));
   return float_of(sign | (exponent + 112u) << 23 | mantissa << 13);
 }
 
-TERNGRAD_CONTRACT float widen(BFloat16 x) {
-  const float wide = float_of(static_cast<uint32_t>(x.bits) << 16);
+TERNGRAD_CONTRACT float widen(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+
+TERNGRAD_CONTRACT float widen(double x) { return static_cast<float>(x); }
+
+// A value of a float32 payload: a float32 with all its bits, a NaN of another type as the canonical one.
+TERNGRAD_CONTRACT float carried(float x) { return x; }
+
+template <class T>
+TERNGRAD_CONTRACT float carried(T x) {
+  const float wide = widen(x);
   return is_nan(wide) ? float_of(kNaN32) : wide;
 }
-
-TERNGRAD_CONTRACT float widen(double x) { return x != x ? float_of(kNaN32) : static_cast<float>(x); }
 
 TERNGRAD_CONTRACT void narrow(float x, float* out) { *out = x; }
 

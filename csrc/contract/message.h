@@ -14,9 +14,7 @@ constexpr int64_t kUnit = 2560;
 constexpr int64_t kLargestLayer = int64_t{1} << 36;
 constexpr int64_t kFloat32Weight = 16;
 
-TERNGRAD_CONTRACT int64_t size_of(DType dtype) {
-  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
-}
+TERNGRAD_CONTRACT int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 TERNGRAD_CONTRACT int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the mapping from an element to its 31 random bits. docs/contract.md, section 3.
+// Philox4x32-10 (Salmon et al., SC 2011) and the mapping from an element to its 31 random bits. docs/contract.md,
+// section 3.
 #pragma once
 
 #include "platform.h"
@@ -22,8 +23,9 @@ TERNGRAD_CONTRACT PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, 
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(kPhiloxM0) * counter.w[0];
     const uint64_t product1 = static_cast<uint64_t>(kPhiloxM1) * counter.w[2];
-    counter = PhiloxWords{{static_cast<uint32_t>(product1 >> 32) ^ counter.w[1] ^ key0, static_cast<uint32_t>(product1),
-                           static_cast<uint32_t>(product0 >> 32) ^ counter.w[3] ^ key1, static_cast<uint32_t>(product0)}};
+    counter =
+        PhiloxWords{{static_cast<uint32_t>(product1 >> 32) ^ counter.w[1] ^ key0, static_cast<uint32_t>(product1),
+                     static_cast<uint32_t>(product0 >> 32) ^ counter.w[3] ^ key1, static_cast<uint32_t>(product0)}};
     key0 += kPhiloxW0;
     key1 += kPhiloxW1;
   }
@@ -38,7 +40,8 @@ struct Draw {
 };
 
 TERNGRAD_CONTRACT PhiloxWords philox_block(const Draw& draw, uint32_t block) {
-  const PhiloxWords counter{{block, draw.layer, static_cast<uint32_t>(draw.offset), static_cast<uint32_t>(draw.offset >> 32)}};
+  const PhiloxWords counter{
+      {block, draw.layer, static_cast<uint32_t>(draw.offset), static_cast<uint32_t>(draw.offset >> 32)}};
   return philox4x32_10(counter, static_cast<uint32_t>(draw.seed), static_cast<uint32_t>(draw.seed >> 32));
 }
 
@@ -50,7 +53,8 @@ TERNGRAD_CONTRACT uint32_t block_of(int64_t element) {
 }
 
 // u in [0, 2^31) of the element in row i (mod 4) and column j (mod 4) of a block. The top byte comes from the row's own
-// word, the rest from the xor of two others: elements of different rows are independent, those of one row share no top byte.
+// word, the rest from the xor of two others: elements of different rows are independent, those of one row share no top
+// byte.
 TERNGRAD_CONTRACT uint32_t uniform_of(const PhiloxWords& words, int i, int j) {
   const uint32_t w = words.w[i];
   const uint32_t y = words.w[(i + 1) % 4] ^ words.w[(i + 2) % 4];

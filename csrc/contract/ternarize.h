@@ -29,8 +29,8 @@ TERNGRAD_CONTRACT Quantiser quantiser_of(Scale layer) {
   return Quantiser{inverse, bound < kTwo31 ? bound : kTwo31, true};
 }
 
-// T in [0, 2^31]: the element fires if u < T. The comparison is false for NaN, which so takes the bound; the bound is at
-// most 2^31, so the conversion is defined.
+// T in [0, 2^31]: the element fires if u < T. The comparison is false for NaN, which so takes the bound; the bound is
+// at most 2^31, so the conversion is defined.
 TERNGRAD_CONTRACT uint32_t threshold_of(float x, const Quantiser& quantiser) {
   const float scaled = float_of(magnitude_bits(x)) * quantiser.inverse;
   return static_cast<uint32_t>(scaled < quantiser.bound ? scaled : quantiser.bound);

@@ -28,8 +28,7 @@ void decode(const uint8_t* payload, Packing packing, int64_t n, float worth, DTy
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
     const bool copied = packing == Packing::float32 && worth == 1.0f;
-    for_each_value(payload, packing, n,
-                   [&](int64_t i, float t) { store_float<T>(out, i, copied ? t : worth * t); });
+    for_each_value(payload, packing, n, [&](int64_t i, float t) { store_float<T>(out, i, copied ? t : worth * t); });
   });
 }
 

@@ -59,8 +59,10 @@ template <class T, Bound B, class F>
 TERNGRAD_SIMD void for_each_row(const Source& source, int64_t index, const StepWords& words, const F& row) {
   row(0, [&](Bytes plus, Bytes minus) { return step_trits<T, B, 0>(source, index, words, plus, minus); });
   row(1, [&](Bytes plus, Bytes minus) { return step_trits<T, B, 1>(source, index + kColumns, words, plus, minus); });
-  row(2, [&](Bytes plus, Bytes minus) { return step_trits<T, B, 2>(source, index + 2 * kColumns, words, plus, minus); });
-  row(3, [&](Bytes plus, Bytes minus) { return step_trits<T, B, 3>(source, index + 3 * kColumns, words, plus, minus); });
+  row(2,
+      [&](Bytes plus, Bytes minus) { return step_trits<T, B, 2>(source, index + 2 * kColumns, words, plus, minus); });
+  row(3,
+      [&](Bytes plus, Bytes minus) { return step_trits<T, B, 3>(source, index + 3 * kColumns, words, plus, minus); });
 }
 
 // Rows are read side by side, but memory wants each line once and in the order of addresses. So every step of kStep
@@ -81,7 +83,8 @@ void to_trits(const Source& source, uint32_t tile, int64_t tiles, int8_t* trits)
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
       prefetch_share<T>(source, done * kSharesInTile + column / kStep, kAhead);
       for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int64_t row, const auto& trits_of) {
-        store_bytes(trits + done * kDrawTile + row * kColumns + column, in_order(trits_of(all_bytes(1), all_bytes(255))));
+        store_bytes(trits + done * kDrawTile + row * kColumns + column,
+                    in_order(trits_of(all_bytes(1), all_bytes(255))));
       });
     }
   }
@@ -115,7 +118,8 @@ void to_tiles(Ternary<Packing::base3>, const Source& source, uint32_t tile, int6
         const int64_t done = unit * kDraws + draw;
         const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
         const int64_t share = unit * kDraws * kSharesInTile + column / kStep * kDraws + draw;
-        prefetch_share<T>(source, share, kUnit * static_cast<int64_t>(sizeof(T)));  // the next unit: this one is read across
+        prefetch_share<T>(source, share,
+                          kUnit * static_cast<int64_t>(sizeof(T)));  // the next unit: this one is read across
         for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int64_t, const auto& trits_of) {
           const uint32_t power = power_of_three(digit_row);
           digits = add_bytes(digits, trits_of(all_bytes(power), all_bytes(2 * power)));

@@ -1,5 +1,5 @@
-// The instruction set that this translation unit is built for. The build compiles each <operation>_simd.cpp once for each,
-// with its flags and one TERNGRAD_ISA_<NAME>.
+// The instruction set that this translation unit is built for. The build compiles each <operation>_simd.cpp once for
+// each, with its flags and one TERNGRAD_ISA_<NAME>.
 #pragma once
 
 #if defined(TERNGRAD_ISA_AVX2)

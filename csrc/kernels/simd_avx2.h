@@ -1,4 +1,5 @@
-// Named vector operations, AVX2 with FMA and F16C. Every simd_<isa>.h gives the same names; operation files use these only.
+// Named vector operations, AVX2 with FMA and F16C. Every simd_<isa>.h gives the same names; operation files use these
+// only.
 //
 // A vector holds kLanes floats. Philox runs in 64-bit lanes, one block a lane: the 32x32 -> 64 multiply needs no
 // shuffles between rounds, and what is left in the upper halves never matters.
@@ -87,13 +88,11 @@ TERNGRAD_SIMD void store_floats(double*, unsigned char* to, Floats values) {
 // kLanes elements, rounded to T.
 template <class T>
 TERNGRAD_SIMD void store_floats(void* base, int64_t index, Floats values) {
-  store_floats(static_cast<T*>(nullptr),
-               static_cast<unsigned char*>(base) + index * static_cast<int64_t>(sizeof(T)), values);
+  store_floats(static_cast<T*>(nullptr), static_cast<unsigned char*>(base) + index * static_cast<int64_t>(sizeof(T)),
+               values);
 }
 
-TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), bytes);
-}
+TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(static_cast<__m256i*>(to), bytes); }
 
 // kLanes bytes, one a lane.
 TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
@@ -185,10 +184,10 @@ TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
 
 struct PhiloxConstants {
   // The first two rounds only see the block number vary, so most of them is done here, once.
-  Ints first_c2;    // round 1: c3 ^ key1
-  Ints second_c0;   // round 2: c1 ^ key0
-  Ints second_c2;   // round 2: high(P0) ^ key1
-  Ints third_c2;    // round 3: low(P0 of round 2) ^ key1
+  Ints first_c2;   // round 1: c3 ^ key1
+  Ints second_c0;  // round 2: c1 ^ key0
+  Ints second_c2;  // round 2: high(P0) ^ key1
+  Ints third_c2;   // round 3: low(P0 of round 2) ^ key1
   Ints key0[kPhiloxRounds];
   Ints key1[kPhiloxRounds];
 };

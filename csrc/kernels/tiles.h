@@ -51,7 +51,7 @@ TERNGRAD_CONTRACT void unpack_tiles(const uint8_t* payload, int64_t n, int8_t* t
 // A float32 payload: the values themselves.
 template <class T>
 TERNGRAD_CONTRACT void carry(const void* x, int64_t n, uint8_t* payload) {
-  for (int64_t i = 0; i < n; ++i) store<float>(payload, i, load_float<T>(x, i));
+  for (int64_t i = 0; i < n; ++i) store<float>(payload, i, carried(load<T>(x, i)));
 }
 
 template <class T>

@@ -14,8 +14,8 @@ struct Isa {
   bool (*runs_here)();
 };
 
-#define TERNGRAD_KERNELS_OF(isa)                                                                              \
-  Kernels {                                                                                                   \
+#define TERNGRAD_KERNELS_OF(isa)                                                                                    \
+  Kernels {                                                                                                         \
     #isa, isa::scales, isa::encode, isa::ternarize, isa::decode, isa::decode_sum, isa::clip, isa::pack, isa::unpack \
   }
 
@@ -24,9 +24,7 @@ const Isa kIsas[] = {
     {TERNGRAD_KERNELS_OF(scalar), [] { return true; }},
 #if defined(TERNGRAD_HAS_AVX2)
     {TERNGRAD_KERNELS_OF(avx2),
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
 };
 

@@ -43,7 +43,8 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
     return packings.size() == 1 ? packings[0] : packings[static_cast<size_t>(layer)];
   };
   if (packings.size() != 1 && packings.size() != sizes_.size()) {
-    throw ValueError("packing: " + std::to_string(packings.size()) + " names for " + std::to_string(layers) + " layers");
+    throw ValueError("packing: " + std::to_string(packings.size()) + " names for " + std::to_string(layers) +
+                     " layers");
   }
   if (block < 0 || block % kUnit != 0) {
     throw ValueError("block: " + std::to_string(block) + " is not a positive multiple of " + std::to_string(kUnit));
@@ -56,7 +57,8 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
   for (int64_t layer = 0; layer < layers; ++layer) {
     const int64_t n = sizes_[static_cast<size_t>(layer)];
     if (n < 0 || n > kLargestLayer) {
-      throw ValueError("shapes[" + std::to_string(layer) + "]: " + std::to_string(n) + " elements, expected 0 to 2**36");
+      throw ValueError("shapes[" + std::to_string(layer) + "]: " + std::to_string(n) +
+                       " elements, expected 0 to 2**36");
     }
     elements += n;
     if (elements > kLargestBucket) throw ValueError("shapes: more than 2**56 elements");
@@ -75,8 +77,8 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
       const int64_t end = block == 0 ? n : std::min(n, begin + block);
       for (int64_t first = begin; first == begin || first < end;) {
         const int64_t shard = shard_of(shards, weight_before, weight_total);
-        const int64_t count = end == begin ? 0
-                                           : run_in_shard(end, first, weight, weight_before, weight_total, shards, shard);
+        const int64_t count =
+            end == begin ? 0 : run_in_shard(end, first, weight, weight_before, weight_total, shards, shard);
         cuts.push_back(Cut{Piece{layer, first, count, at, groups_, 0, 0, packing}, shard});
         first += count;
         at += count;
@@ -101,7 +103,8 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
     for (size_t i = begin; i < end; ++i) length += aligned(payload_bytes(cuts[i].piece.packing, cuts[i].piece.size));
     common = std::max(common, length);
   });
-  if (__builtin_mul_overflow(common, shards, &nbytes_)) throw ValueError("shards: the message is longer than 2**63 bytes");
+  if (__builtin_mul_overflow(common, shards, &nbytes_))
+    throw ValueError("shards: the message is longer than 2**63 bytes");
 
   int64_t cursor = 0;
   const auto gap_until = [&](int64_t end) {

@@ -34,7 +34,8 @@ class Bucket {
 
 void check_shapes(const Layout& layout, const Arrays& arrays, const char* argument) {
   if (arrays.size() == 1 && Bucket::is_flat(layout, arrays)) return check_size(arrays[0], layout.size());
-  if (layout.is_shard()) throw ValueError(std::string(argument) + ": expected one flat array for the layout of a shard");
+  if (layout.is_shard())
+    throw ValueError(std::string(argument) + ": expected one flat array for the layout of a shard");
   if (static_cast<int64_t>(arrays.size()) != layout.layers()) {
     throw ValueError(std::string(argument) + ": expected " + std::to_string(layout.layers()) + " arrays, got " +
                      std::to_string(arrays.size()));
@@ -65,9 +66,7 @@ void check_passed(const Layout& layout, const PassedScales* passed) {
 
 float float_at(const Array& array, int64_t index) { return load<float>(array.data, index); }
 
-Statistics fold(StripeSums* sums) {
-  return Statistics{sums->top, tree_sum(sums->q, kBins), tree_sum(sums->s, kBins)};
-}
+Statistics fold(StripeSums* sums) { return Statistics{sums->top, tree_sum(sums->q, kBins), tree_sum(sums->s, kBins)}; }
 
 // Parts of a layer take whole bins, so that every bin is summed by one thread, in order.
 Statistics measure_sums(const void* x, DType dtype, int64_t n, bool center) {
@@ -147,8 +146,8 @@ class ScaleSource {
   const PassedScales* passed_;
 };
 
-// Calls quantise(scale, piece, begin, end) for all elements, group by group, so that a group that fits the cache is read
-// from memory once. Groups that are too small to be worth a thread of their own are put together.
+// Calls quantise(scale, piece, begin, end) for all elements, group by group, so that a group that fits the cache is
+// read from memory once. Groups that are too small to be worth a thread of their own are put together.
 template <class Quantise>
 void for_each_quantised_range(const Layout& layout, const ScaleSource& source, const Quantise& quantise) {
   const std::vector<Piece>& pieces = layout.pieces();
@@ -396,7 +395,8 @@ void decode_sum(const Layout& layout, const Arrays& messages, const std::vector<
       starts.push_back(array.data);
     } else {
       check_size(array, layout.nbytes() * static_cast<int64_t>(weights.size()));
-      for (size_t i = 0; i < weights.size(); ++i) starts.push_back(array.data + layout.nbytes() * static_cast<int64_t>(i));
+      for (size_t i = 0; i < weights.size(); ++i)
+        starts.push_back(array.data + layout.nbytes() * static_cast<int64_t>(i));
     }
   }
   if (starts.size() != weights.size()) {
@@ -411,9 +411,8 @@ void pack(const Array& trits, Packing packing, const Array& out) {
   check_element(trits, Element::int8);
   check_output(out, Element::uint8, payload_bytes(packing, trits.size));
   check_disjoint({out}, {trits});
-  parallel(1, [&](int64_t) {
-    kernels().pack(reinterpret_cast<const int8_t*>(trits.data), trits.size, packing, out.data);
-  });
+  parallel(
+      1, [&](int64_t) { kernels().pack(reinterpret_cast<const int8_t*>(trits.data), trits.size, packing, out.data); });
 }
 
 void unpack(const Array& payload, Packing packing, const Array& out) {
@@ -422,9 +421,7 @@ void unpack(const Array& payload, Packing packing, const Array& out) {
   check_output(out, Element::int8, out.size);
   check_size(payload, payload_bytes(packing, out.size));
   check_disjoint({out}, {payload});
-  parallel(1, [&](int64_t) {
-    kernels().unpack(payload.data, out.size, packing, reinterpret_cast<int8_t*>(out.data));
-  });
+  parallel(1, [&](int64_t) { kernels().unpack(payload.data, out.size, packing, reinterpret_cast<int8_t*>(out.data)); });
 }
 
 void validate(const Layout& layout, const Array& data) {
@@ -474,7 +471,8 @@ void uniforms(DrawBase base, int64_t first, const Array& out) {
   for (int64_t i = 0; i < out.size; ++i) {
     const int64_t element = first + i;
     if (i == 0 || element % 4 == 0) words = philox_block(draw, block_of(element));
-    store<uint32_t>(out.data, i, uniform_of(words, static_cast<int>(element / kColumns % 4), static_cast<int>(element % 4)));
+    store<uint32_t>(out.data, i,
+                    uniform_of(words, static_cast<int>(element / kColumns % 4), static_cast<int>(element % 4)));
   }
 }
 

@@ -1,6 +1,8 @@
-// The operations on host arrays: checks the arguments, cuts the work, calls the kernels. docs/contract.md says what comes out.
+// The operations on host arrays: checks the arguments, cuts the work, calls the kernels. docs/contract.md says what
+// comes out.
 //
-// A bucket is given as one array a layer, or as one flat array of all of them (for the layout of a shard: of its pieces).
+// A bucket is given as one array a layer, or as one flat array of all of them (for the layout of a shard: of its
+// pieces).
 #pragma once
 
 #include "../contract/ternarize.h"
@@ -30,7 +32,8 @@ struct DrawBase {
 
 // ---- all of these throw TypeError, ValueError or BufferError, before anything is written
 
-TERNGRAD_API void scales(const Layout& layout, const Arrays& x, Measure measure, const Array& scale, const Array& limit);
+TERNGRAD_API void scales(const Layout& layout, const Arrays& x, Measure measure, const Array& scale,
+                         const Array& limit);
 
 TERNGRAD_API void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed,
                        const Arrays& out);

@@ -16,7 +16,8 @@ inline int64_t parts_for(int64_t elements) {
   return std::max<int64_t>(1, std::min<int64_t>(get_num_threads(), elements / kElementsAThread));
 }
 
-// Where part `part` of the pieces [first, last) begins: at most `element` elements in, at a multiple of kUnit of its piece.
+// Where part `part` of the pieces [first, last) begins: at most `element` elements in, at a multiple of kUnit of its
+// piece.
 struct Place {
   size_t piece;
   int64_t element;

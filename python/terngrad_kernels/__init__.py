@@ -21,6 +21,7 @@ from .info import build_info
 from .layout import Layout
 from .operations import clip, decode, decode_sum, encode, pack, scales, ternarize, unpack, validate
 from .packed import CorruptMessage, Packed, Scales
+from .serialization import from_bytes, to_bytes
 
 __all__ = [
     "CorruptMessage",
@@ -33,11 +34,13 @@ __all__ = [
     "decode",
     "decode_sum",
     "encode",
+    "from_bytes",
     "get_num_threads",
     "pack",
     "scales",
     "set_num_threads",
     "ternarize",
+    "to_bytes",
     "unpack",
     "validate",
 ]

@@ -186,9 +186,7 @@ def _messages(messages: Any) -> tuple[Layout, Adapter, Any, int]:
     return first[0], first[1], tuple(parts), len(parts)
 
 
-def _decoded(
-    layout: Layout, adapter: Adapter, like: Any, out: Any, dtype: Any
-) -> Any:
+def _decoded(layout: Layout, adapter: Adapter, like: Any, out: Any, dtype: Any) -> Any:
     """Return what a decoding writes, by the layout's form."""
     name = layout.dtype if dtype is None else dtype_name(dtype)
     if out is not None:
@@ -274,7 +272,9 @@ def encode(
         layout = _layout_of(bucket, "two_bit" if packing is None else packing, block)
     else:
         if packing is not None or block is not None:
-            raise ValueError(f"{'block' if packing is None else 'packing'}: the layout has it already; give one of the two")
+            raise ValueError(
+                f"{'block' if packing is None else 'packing'}: the layout has it already; give one of the two"
+            )
         _given_layout(layout, bucket)
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
     _core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
@@ -515,9 +515,7 @@ def ternarize(
     trits_out, scale_out = (None, None) if out is None else out
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
-    _core.ternarize(
-        layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale
-    )
+    _core.ternarize(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale)
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
 
 

@@ -78,4 +78,6 @@ class Packed:
 
     def _require_one_part(self, name: str) -> None:
         if self.layout.shards > 1 and self.layout.index is None:
-            raise ValueError(f"{name}: the message has {self.layout.shards} shards, each with its own; see Layout.shard")
+            raise ValueError(
+                f"{name}: the message has {self.layout.shards} shards, each with its own; see Layout.shard"
+            )

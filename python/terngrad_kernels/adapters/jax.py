@@ -32,7 +32,9 @@ class JaxAdapter:
     def dense(self, x: Any, argument: str) -> Any:
         """JAX arrays are dense; those that are not concrete, or lie on several devices, have no memory to read."""
         if isinstance(x, jax.core.Tracer):
-            raise TypeError(f"{argument}: a traced value; terngrad_kernels works on concrete JAX arrays, outside jax.jit")
+            raise TypeError(
+                f"{argument}: a traced value; terngrad_kernels works on concrete JAX arrays, outside jax.jit"
+            )
         if len(x.devices()) > 1:
             raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
         return x

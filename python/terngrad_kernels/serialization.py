@@ -1,0 +1,308 @@
+"""The self-describing message: what `to_bytes` writes and `from_bytes` reads.
+
+``docs/format.md`` describes every field. The reader takes the bytes for hostile: it reads each field once,
+compares each length with the bytes at hand before it acts on it, and accepts one spelling of a message only,
+so that ``to_bytes(from_bytes(b)) == b`` for everything it accepts.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import numpy as np
+
+from . import adapters, operations
+from .info import WIRE_FORMAT_VERSION
+from .layout import Layout
+from .packed import CorruptMessage, Packed
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["from_bytes", "to_bytes"]
+
+# A byte above 127, then both kinds of line end with a DOS end-of-file between them: a copy that clears bit 7
+# or translates line ends cannot leave these eight bytes as they are (the trick is PNG's).
+_MAGIC: Final = b"\x89TGK\r\n\x1a\n"
+
+# What the first bytes look like after the usual accidents, to name the accident and not only the damage.
+_ACCIDENTS: Final = {
+    b"\tTGK": "bit 7 of each byte was cleared on the way",
+    b"\x89TGK\n": "a text-mode copy turned CR LF into LF",
+    b"\x89TGK\r\r\n": "a text-mode copy turned LF into CR LF",
+    b"\xc2\x89TGK": "the bytes were taken for Latin-1 text and stored as UTF-8",
+    b"\xef\xbf\xbdTGK": "the bytes were taken for UTF-8 text",
+}
+
+# magic, crc, version, kind, dtype, length, block, layers, shards, workers, form, reserved
+_HEADER: Final = struct.Struct("<8sIHBBQQIIIB3s")
+_CRC_FROM: Final = 12  # the checksum covers everything behind its own field
+_ENTRY: Final = struct.Struct("<BB6s")  # packing, number of dimensions, reserved
+
+_KIND_PACKED: Final = 1
+_KIND_COUNTS: Final = 2
+
+# Codes start at 1, so that a field of zero bytes is never a valid one.
+_DTYPES: Final = {"float32": 1, "float16": 2, "bfloat16": 3, "float64": 4}
+_FORMS: Final = {"array": 1, "list": 2, "flat": 3}
+_PACKINGS: Final = {"two_bit": 1, "base3": 2, "float32": 3}
+_DTYPE_NAMES: Final = {code: name for name, code in _DTYPES.items()}
+_FORM_NAMES: Final = {code: name for name, code in _FORMS.items()}
+_PACKING_NAMES: Final = {code: name for name, code in _PACKINGS.items()}
+
+_MAX_DIMENSIONS: Final = 64  # of an array in NumPy 2 and in PyTorch
+_MAX_ELEMENTS: Final = 1 << 36  # of a layer: its Philox blocks are numbered with 32 bits, 16 elements each
+_MAX_SHARDS: Final = (1 << 31) - 1
+_UNIT: Final = 2560  # blocks are whole multiples of it
+_MAX_BLOCK: Final = (1 << 63) - 1
+
+
+def to_bytes(packed: Packed) -> bytes:
+    """Write a message together with everything that is needed to read it, for disk or for strangers.
+
+    Parameters
+    ----------
+    packed : Packed
+        One message in any framework, on any device. It is validated first: what `to_bytes` writes,
+        `from_bytes` reads.
+
+    Returns
+    -------
+    bytes
+        Header, table of layers and message, a multiple of 16 bytes, closed by a CRC-32 in the header.
+
+    Raises
+    ------
+    TypeError
+        If `packed` is not a `Packed`.
+    ValueError
+        If the layout is that of a single shard, the data is not exactly one message, or the layout is beyond
+        the format (a layer of more than 64 dimensions).
+    CorruptMessage
+        If codes, unused bits, gaps or scales are not canonical.
+
+    See Also
+    --------
+    from_bytes : the inverse.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import terngrad_kernels as tk
+    >>> blob = tk.to_bytes(tk.encode(np.ones(1000, np.float32), seed=1))
+    >>> len(blob), float(tk.decode(tk.from_bytes(blob))[0])
+    (336, 1.0)
+    """
+    if not isinstance(packed, Packed):
+        raise TypeError(f"packed is {type(packed).__name__}, expected Packed")
+    layout = packed.layout
+    if layout.index is not None:
+        raise ValueError(
+            f"packed.layout is shard {layout.index} of {layout.shards}, expected a whole message: "
+            "one shard alone does not say which elements it holds"
+        )
+    adapter = adapters.adapter_of(packed.data, "packed.data")
+    shape = tuple(packed.data.shape)
+    if shape != (layout.nbytes,):
+        raise ValueError(
+            f"packed.data has shape {shape}, expected ({layout.nbytes},): one message of this layout; "
+            "write the messages of a gathered array one by one"
+        )
+    table = _table(layout)
+    operations.validate(packed)
+    data = np.ascontiguousarray(adapter.to_numpy(packed.data)).data
+
+    length = _HEADER.size + len(table) + layout.nbytes
+    fields = (
+        WIRE_FORMAT_VERSION,
+        _KIND_PACKED,
+        _DTYPES[layout.dtype],
+        length,
+        layout.block or 0,
+        len(layout.shapes),
+        layout.shards,
+        1,
+        _FORMS[layout.form],
+        bytes(3),
+    )
+    crc = zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_FROM:])
+    crc = zlib.crc32(data, zlib.crc32(table, crc))
+    return b"".join((_HEADER.pack(_MAGIC, crc, *fields), table, data))
+
+
+def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
+    """Read one message that `to_bytes` wrote, trusting nothing in it.
+
+    Time and memory are linear in the size of `buffer`, whatever the fields in it claim. The message is copied
+    and validated after the copy, so that later writes to `buffer` do not reach the result.
+
+    Parameters
+    ----------
+    buffer : buffer
+        Exactly one message in C-contiguous bytes: bytes, bytearray, memoryview, mmap, a NumPy array. It is
+        only read.
+    like : array, optional
+        An array whose framework and device the result shall have; NumPy without it.
+
+    Returns
+    -------
+    Packed
+        Of the layout that was written, with canonical data.
+
+    Raises
+    ------
+    CorruptMessage
+        For any damage: wrong magic, version, code, length or checksum, truncation, trailing bytes, non-zero
+        reserved bits, codes or scales that are not canonical. The text names the byte offset.
+    TypeError
+        If `buffer` does not offer its bytes, or `like` is not an array of a known framework.
+    BufferError
+        If `buffer` is not C-contiguous.
+
+    See Also
+    --------
+    to_bytes : the inverse.
+    """
+    adapter = None if like is None else adapters.adapter_of(like, "like")
+    try:
+        outer = memoryview(buffer)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"buffer is {type(buffer).__name__}, expected bytes or another buffer") from error
+    # Released before returning or raising, so that a traceback kept by the caller does not lock a bytearray.
+    with outer:
+        if not outer.c_contiguous:
+            raise BufferError(f"buffer has strides {outer.strides}, expected C-contiguous bytes")
+        with outer.cast("B") if outer.nbytes else memoryview(b"") as view:
+            layout, start = _read_layout(view)
+            data = np.empty(layout.nbytes, np.uint8)
+            data.data[:] = view[start:]
+    packed = Packed(layout, data)
+    try:
+        operations.validate(packed)
+    except CorruptMessage as error:
+        raise CorruptMessage(f"{error} (counted from byte {start}, where the message starts)") from None
+    return packed if adapter is None else Packed(layout, adapter.from_numpy(data, like))
+
+
+def _table(layout: Layout) -> bytes:
+    """One entry a layer, and zeros up to a multiple of 16 bytes."""
+    packings = (layout.packing,) * len(layout.shapes) if isinstance(layout.packing, str) else layout.packing
+    parts = []
+    for number, (shape, packing) in enumerate(zip(layout.shapes, packings, strict=True)):
+        if len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(
+                f"packed.layout.shapes[{number}] has {len(shape)} dimensions, expected at most {_MAX_DIMENSIONS}"
+            )
+        parts.append(_ENTRY.pack(_PACKINGS[packing], len(shape), bytes(6)))
+        parts.append(struct.pack(f"<{len(shape)}Q", *shape))
+    table = b"".join(parts)
+    return table + bytes(-len(table) % 16)
+
+
+def _fail(offset: int, text: str) -> NoReturn:
+    raise CorruptMessage(f"byte {offset}: {text}")
+
+
+def _read_layout(view: memoryview) -> tuple[Layout, int]:
+    """The layout that header and table describe, and where the message starts. Builds no `Layout` until its
+    cost is known to be linear in `view.nbytes`."""
+    size = view.nbytes
+    magic = bytes(view[: len(_MAGIC)])
+    if magic != _MAGIC[: len(magic)]:
+        accident = next((text for start, text in _ACCIDENTS.items() if magic.startswith(start)), None)
+        _fail(0, f"{magic!r} is not the start of a message" + (f": {accident}" if accident else ""))
+    if size < _HEADER.size:
+        _fail(size, f"the buffer ends here, inside the header of {_HEADER.size} bytes")
+    _, crc, version, kind, dtype, length, block, layers, shards, workers, form, reserved = _HEADER.unpack(
+        view[: _HEADER.size]
+    )
+    if version != WIRE_FORMAT_VERSION:
+        _fail(12, f"format version {version}, this reader knows version {WIRE_FORMAT_VERSION}")
+    if size < length:
+        _fail(size, f"the buffer ends here, {length - size} bytes short of the {length} that byte 16 states")
+    if size > length:
+        _fail(length, f"{size - length} bytes beyond the {length} that byte 16 states")
+    actual = zlib.crc32(view[_CRC_FROM:])
+    if crc != actual:
+        _fail(8, f"checksum {crc:#010x} stated, {actual:#010x} found: the message is damaged")
+
+    # From here on only a writer's fault or a forgery is left: a checksum is no signature.
+    if kind == _KIND_COUNTS:
+        _fail(14, f"kind {kind} (counts) is reserved in format version {version}")
+    if kind != _KIND_PACKED:
+        _fail(14, f"unknown kind {kind}")
+    if dtype not in _DTYPE_NAMES:
+        _fail(15, f"unknown dtype code {dtype}")
+    if length % 16:
+        _fail(16, f"a length of {length} bytes is not a multiple of 16")
+    if block % _UNIT or block > _MAX_BLOCK:
+        _fail(24, f"a block of {block} elements is not a multiple of {_UNIT} below 2^63")
+    if not 1 <= shards <= _MAX_SHARDS:
+        _fail(36, f"{shards} shards, expected 1 to {_MAX_SHARDS}")
+    if workers != 1:
+        _fail(40, f"{workers} workers, expected 1 in a message of kind {kind}")
+    if form not in _FORM_NAMES:
+        _fail(44, f"unknown form code {form}")
+    if form == _FORMS["array"] and layers != 1:
+        _fail(32, f"{layers} layers, expected 1 where the form is array")
+    if any(reserved):
+        _fail(45, "reserved bytes are not zero")
+    if layers > (size - _HEADER.size) // _ENTRY.size:
+        _fail(32, f"{layers} layers do not fit into the {size - _HEADER.size} bytes behind the header")
+
+    shapes, packings = [], []
+    at = _HEADER.size
+    least = 0  # bytes that scales and payloads take at the very least, whatever the shards
+    for _ in range(layers):
+        if size - at < _ENTRY.size:
+            _fail(at, "the table of layers runs out of bytes")
+        code, dimensions, reserved = _ENTRY.unpack(view[at : at + _ENTRY.size])
+        if code not in _PACKING_NAMES:
+            _fail(at, f"unknown packing code {code}")
+        if dimensions > _MAX_DIMENSIONS:
+            _fail(at + 1, f"{dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
+        if any(reserved):
+            _fail(at + 2, "reserved bytes are not zero")
+        at += _ENTRY.size
+        if size - at < 8 * dimensions:
+            _fail(at, f"{dimensions} dimensions do not fit into the {size - at} bytes that are left")
+        shape = struct.unpack(f"<{dimensions}Q", view[at : at + 8 * dimensions])
+        if math.prod(d for d in shape if d) > _MAX_ELEMENTS:
+            _fail(at, f"shape {shape} is beyond {_MAX_ELEMENTS} elements")
+        at += 8 * dimensions
+        shapes.append(shape)
+        packings.append(_PACKING_NAMES[code])
+        least += _least_bytes(math.prod(shape), packings[-1], block)
+    start = -(-at // 16) * 16
+    if start > size or any(view[at:start]):
+        _fail(at, f"expected zeros up to byte {start}, where the message starts")
+
+    # A layout lists its pieces: each has a scale of 4 bytes, each shard has 16, so none is listed unpaid for.
+    least = max(least, 16 * shards if shards > 1 else 0)
+    if least > size - start:
+        _fail(start, f"these layers take at least {least} bytes, {size - start} are left")
+    try:
+        layout = Layout(
+            tuple(shapes),
+            dtype=_DTYPE_NAMES[dtype],
+            packing=tuple(packings) or "two_bit",
+            block=block or None,
+            shards=shards,
+            form=_FORM_NAMES[form],
+        )
+    except (TypeError, ValueError) as error:
+        raise CorruptMessage(f"byte 15: header and table describe no layout: {error}") from error
+    if layout.nbytes != size - start:
+        _fail(start, f"these layers take {layout.nbytes} bytes, {size - start} are left")
+    return layout, start
+
+
+def _least_bytes(size: int, packing: str, block: int) -> int:
+    """Scale fields and payload of a layer without any padding; more shards only add to it."""
+    pieces = max(1, -(-size // block)) if block else 1
+    if packing == "float32":
+        return 4 * pieces + 4 * size
+    return 4 * pieces + -(-size // (4 if packing == "two_bit" else 5))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import reference as ref
 
 Array = Any
@@ -15,8 +16,7 @@ DTYPES = tuple(ref.DTYPES)
 TERNARY = ("two_bit", "base3")
 PACKINGS = (*TERNARY, "float32")
 
-#: Every small size, then both sides of everything that the contract or a kernel cuts at: a row, a tile of each
-#: packing, a unit, a stripe, and several of each.
+#: Every small size, then both sides of all that the contract or a kernel cuts at: rows, tiles, units...
 _CUTS = (16, 32, 64, 128, 256, 384, 512, 640, 1024, 1280, 2560, 5120, 8192, 16384)
 EDGES = (*range(10), *(n + d for n in _CUTS for d in (-1, 0, 1)))
 
@@ -32,7 +32,7 @@ def cast(x: Array, dtype: str) -> Array:
 
 
 def from_bits(bits: Array, dtype: str) -> Array:
-    return np.asarray(bits).astype(BITS[dtype]).view(ref.DTYPES[dtype])
+    return np.array(bits, BITS[dtype]).view(ref.DTYPES[dtype])
 
 
 def _placed(value: float) -> Callable[[np.random.Generator, int], Array]:
@@ -103,7 +103,7 @@ def assert_same(got: Array, want: Array, what: str = "") -> None:
 
 
 def assert_same_but_nan(got: Array, want: Array, what: str = "") -> None:
-    """Assert equal bits, but for those of NaNs: what arithmetic makes of a NaN is not part of the contract."""
+    """Assert equal bits but for those of NaNs: which NaN arithmetic makes is not part of the contract."""
     got, want = np.asarray(got).reshape(-1), np.asarray(want).reshape(-1)
     with np.errstate(invalid="ignore"):  # signalling NaNs
         nan = np.isnan(want)

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 import arrays
 import hypothesis
 import pytest
+
 import terngrad_kernels as tk
 from terngrad_kernels import _core
 
-# No deadline: test machines are shared. Fixtures set a state (the instruction set) that the examples of a test share.
+# No deadline: test machines are shared. Fixtures set a state (the instruction set) that all examples share.
 hypothesis.settings.register_profile(
     "terngrad",
     deadline=None,

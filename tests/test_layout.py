@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference as ref
-import terngrad_kernels as tk
 from arrays import DTYPES, PACKINGS, TERNARY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+import reference as ref
+import terngrad_kernels as tk
 from terngrad_kernels import _core
 
 EXAMPLES = (

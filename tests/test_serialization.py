@@ -436,9 +436,7 @@ def test_error_names_offset_and_fault(name: str, value: int, text: str) -> None:
 
 def test_error_of_the_message_says_where_it_starts() -> None:
     start = message_at(GOOD)
-    with pytest.raises(
-        tk.CorruptMessage, match=rf"byte 0 of the message; the message starts at byte {start}$"
-    ):
+    with pytest.raises(tk.CorruptMessage, match=rf"byte 0 of the message; the message starts at byte {start}$"):
         tk.from_bytes(with_bytes(GOOD, start + 3, b"\xff"))
 
 

@@ -102,12 +102,12 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "free-values", message(tk.Layout(((4,),), packing="float32"), free)
 
 
-def _entries(blob: bytes) -> list[tuple[int, int]]:
+def _entries(blob: bytes | bytearray) -> list[tuple[int, int]]:
     """Offset and number of dimensions of each entry of the table that lies wholly inside the bytes."""
     if len(blob) < HEADER:
         return []
     (layers,) = struct.unpack_from("<I", blob, 32)
-    found = []
+    found: list[tuple[int, int]] = []
     at = HEADER
     while len(found) < min(layers, 64) and at + 8 <= len(blob) and at + 8 + 8 * blob[at + 1] <= len(blob):
         found.append((at, blob[at + 1]))
@@ -115,7 +115,7 @@ def _entries(blob: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def _message_at(blob: bytes) -> int:
+def _message_at(blob: bytes | bytearray) -> int:
     entries = _entries(blob)
     end = entries[-1][0] + 8 + 8 * entries[-1][1] if entries else HEADER
     return min(-(-end // 16) * 16, len(blob))
@@ -133,7 +133,7 @@ def fit(blob: bytes) -> bytes:
             return blob
         layout = tk.Layout(
             tuple(shapes),
-            packing=tuple(PACKINGS.get(blob[at], "two_bit") for at, _ in entries) or "two_bit",
+            packing=tuple(PACKINGS.get(blob[at], "two_bit") for at, _ in entries),
             block=block or None,
             shards=shards,
         )

@@ -83,7 +83,7 @@ def messages(draw: st.DrawFn) -> tk.Packed:
     layout = tk.Layout(
         tuple(map(tuple, shapes)),
         dtype="float32",
-        packing=tuple(draw(st.sampled_from(PACKINGS)) for _ in shapes) or "two_bit",
+        packing=tuple(draw(st.sampled_from(PACKINGS)) for _ in shapes),
         block=draw(st.sampled_from((None, 2560, 5120))),
         shards=draw(st.integers(1, 9)),
         form=form,
@@ -191,6 +191,12 @@ def test_result_does_not_share_memory_with_the_buffer() -> None:
     buffer[:] = bytes(len(buffer))
     assert tk.to_bytes(packed) == GOOD
     buffer.clear()  # a view that is still open would forbid this
+
+
+def test_empty_buffers() -> None:
+    for buffer in (b"", bytearray(), np.zeros((3, 0), np.uint8)):
+        with pytest.raises(tk.CorruptMessage, match=r"^byte 0: the buffer ends here"):
+            tk.from_bytes(buffer)
 
 
 def test_error_does_not_lock_the_buffer() -> None:
@@ -343,6 +349,13 @@ HOSTILE = {
     "255 dimensions in 100 bytes": (written(bytes([1, 255]) + bytes(14), 1), AT + 1),
     "dimensions beyond the end": (written(bytes([1, 20]) + bytes(14), 1), AT + 8),
     "2^61 float32 elements, 2^63 bytes": (written(entry(2**61, packing=3), 1), AT + 8),
+    "float32 elements by a byte": (written(entry(16, packing=3), 1, message=bytes(64)), AT + 16),
+    "two_bit elements by a byte": (written(entry(1201, packing=1), 1, message=bytes(304)), AT + 16),
+    "base3 elements by a byte": (written(entry(1501, packing=2), 1, message=bytes(304)), AT + 16),
+    "scales of blocks by one": (
+        written(entry(2560 * 5), 1, block=2560, message=bytes(640 * 5 + 16)),
+        AT + 16,
+    ),
     "2^36 float32 elements": (written(entry(2**36, packing=3), 1), AT + 16),
     "scales alone are too many": (written(entry(0) * 20, 20, message=bytes(64)), AT + 320),
     "most shards": (written(entry(1), 1, shards=2**31 - 1, message=bytes(32)), AT + 16),
@@ -355,6 +368,7 @@ HOSTILE = {
     "counts4": (written(entry(5, packing=4), 1, message=bytes(32)), AT),
     "packing 0": (written(entry(5, packing=0), 1, message=bytes(32)), AT),
     "reserved byte": (written(entry(5)[:7] + b"\1" + entry(5)[8:], 1, message=bytes(32)), AT + 2),
+    "no table padding": (harness.seal(written(entry(), 1)[:-8]), AT + 8),
     "table padding": (written(entry() + b"\0" * 7 + b"\1", 1, message=bytes(32)), AT + 8),
     "array of two layers": (written(entry(5) + entry(5), 2, form=1, message=bytes(48)), 32),
     "array of no layers": (written(b"", 0, form=1), 32),
@@ -422,7 +436,7 @@ def test_error_names_offset_and_fault(name: str, value: int, text: str) -> None:
 
 def test_error_of_the_message_says_where_it_starts() -> None:
     start = message_at(GOOD)
-    with pytest.raises(tk.CorruptMessage, match=rf"counted from byte {start}, where"):
+    with pytest.raises(tk.CorruptMessage, match=rf"byte 0 of the message; the message starts at byte {start}$"):
         tk.from_bytes(with_bytes(GOOD, start + 3, b"\xff"))
 
 
@@ -493,6 +507,22 @@ def test_example_of_the_format_page() -> None:
     assert [a.dtype for a in decoded] == [np.dtype(stated["dtype"])] * 2
     assert [a.tolist() for a in decoded] == values["decoded"]
     assert tk.to_bytes(packed) == bytes(blob)
+
+
+def test_codes_of_the_format_page() -> None:
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+    def codes(field: str) -> dict[int, str]:
+        (row,) = re.findall(rf"^\| \d+ \| u8 \| {field} \| (.*) \|$", page, re.M)
+        return {int(code): name for code, name in re.findall(r"\b(\d) `?(\w+)", row.partition(". ")[0])}
+
+    assert codes("dtype") == {blob[15]: tk.from_bytes(blob).layout.dtype for blob in SEEDS.values()}
+    assert codes("packing") == harness.PACKINGS
+    for packing in PACKINGS:
+        blob = SEEDS[f"array-{packing}-5"]
+        assert harness.PACKINGS[blob[HEADER]] == tk.from_bytes(blob).layout.packing == packing
+    forms = {blob[44]: tk.from_bytes(blob).layout.form for blob in SEEDS.values()}
+    assert codes("form") == forms
 
 
 def test_field_table_of_the_format_page() -> None:

@@ -47,16 +47,6 @@ TERNGRAD_CONTRACT bool is_nan(float x) { return magnitude_bits(x) > kInfinity32;
 
 TERNGRAD_CONTRACT bool is_finite(float x) { return magnitude_bits(x) < kInfinity32; }
 
-// The sign bit, which a NaN has too, and loses when it changes its type.
-TERNGRAD_CONTRACT bool is_negative(float x) { return bits_of(x) >> 31 != 0; }
-TERNGRAD_CONTRACT bool is_negative(Half x) { return x.bits >> 15 != 0; }
-TERNGRAD_CONTRACT bool is_negative(BFloat16 x) { return x.bits >> 15 != 0; }
-TERNGRAD_CONTRACT bool is_negative(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits >> 63 != 0;
-}
-
 TERNGRAD_CONTRACT float widen(float x) { return x; }
 
 TERNGRAD_CONTRACT float widen(Half x) {

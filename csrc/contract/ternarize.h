@@ -36,10 +36,9 @@ TERNGRAD_CONTRACT uint32_t threshold_of(float x, const Quantiser& quantiser) {
   return static_cast<uint32_t>(scaled < quantiser.bound ? scaled : quantiser.bound);
 }
 
-// `negative` is the sign bit of the element as it is stored.
-TERNGRAD_CONTRACT int8_t trit_of(bool negative, uint32_t threshold, uint32_t uniform) {
+TERNGRAD_CONTRACT int8_t trit_of(float x, uint32_t threshold, uint32_t uniform) {
   const int fires = uniform < threshold;
-  return static_cast<int8_t>(negative ? -fires : fires);
+  return static_cast<int8_t>(bits_of(x) >> 31 ? -fires : fires);
 }
 
 }  // namespace terngrad

@@ -9,6 +9,16 @@ namespace {
 
 constexpr int64_t kTwoBitTile = Ternary<Packing::two_bit>::tile;
 
+// From here on an output does not stay in the last-level cache anyway: writing around it saves reading it first.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
+template <class T>
+TERNGRAD_SIMD bool streams(const void* out, int64_t elements) {
+  const bool is_float = sizeof(T) == sizeof(float);  // the other types have other sizes
+  return is_float && elements * static_cast<int64_t>(sizeof(T)) >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(out) % kStreamAlignment == 0;
+}
+
 template <class T>
 TERNGRAD_SIMD void decode_two_bit_tiles(const uint8_t* payload, int64_t tiles, Floats table, void* out) {
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -21,6 +31,26 @@ TERNGRAD_SIMD void decode_two_bit_tiles(const uint8_t* payload, int64_t tiles, F
       store_floats<T>(out, index + 3 * kColumns, look_up<3>(table, codes));
     }
   }
+}
+
+template <int Row>
+TERNGRAD_SIMD void stream_two_bit_row(const uint8_t* bytes, Floats table, float* out) {
+  for (int64_t column = 0; column < kColumns; column += kLanes) {
+    stream_floats(out + Row * kColumns + column, look_up<Row>(table, load_bytes_wide(bytes + column)));
+  }
+}
+
+// The same for float32, past the caches and in the order of addresses, which costs looking at each byte four times.
+TERNGRAD_SIMD void stream_two_bit_tiles(const uint8_t* payload, int64_t tiles, Floats table, void* out) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const uint8_t* bytes = payload + tile * kColumns;
+    float* to = static_cast<float*>(out) + tile * kTwoBitTile;
+    stream_two_bit_row<0>(bytes, table, to);
+    stream_two_bit_row<1>(bytes, table, to);
+    stream_two_bit_row<2>(bytes, table, to);
+    stream_two_bit_row<3>(bytes, table, to);
+  }
+  stores_end();
 }
 
 // Calls f(start, count, trits) for each unit of a ternary payload, unpacked.
@@ -54,7 +84,11 @@ TERNGRAD_SIMD void decode_as(const uint8_t* payload, Packing packing, int64_t n,
   const Floats table = worth_table(worth);
   const int64_t tiles = packing == Packing::two_bit ? n / kTwoBitTile : 0;
   const int64_t whole = tiles * kTwoBitTile;
-  decode_two_bit_tiles<T>(payload, tiles, table, out);
+  if (streams<T>(out, whole)) {
+    stream_two_bit_tiles(payload, tiles, table, out);
+  } else {
+    decode_two_bit_tiles<T>(payload, tiles, table, out);
+  }
   auto* rest = static_cast<unsigned char*>(out) + whole * static_cast<int64_t>(sizeof(T));
   for_each_unit(payload + payload_bytes(packing, whole), packing, n - whole,
                 [&](int64_t start, int64_t count, const int8_t* trits) {

@@ -21,9 +21,8 @@ void ternarize(const void* x, DType dtype, int64_t n, int64_t first, const Draw&
           for (int j = 0; j < 4; ++j) {
             const int64_t element = rows + i * kColumns + column + j;
             if (element >= n) break;
-            const T value = load<T>(x, element);
-            const uint32_t threshold = threshold_of(widen(value), quantiser);
-            trits[element] = trit_of(is_negative(value), threshold, uniform_of(words, i, j));
+            const float value = load_float<T>(x, element);
+            trits[element] = trit_of(value, threshold_of(value, quantiser), uniform_of(words, i, j));
           }
         }
       }

@@ -92,6 +92,15 @@ TERNGRAD_SIMD void store_floats(void* base, int64_t index, Floats values) {
                values);
 }
 
+// Past the caches, for what is not read again soon. `to` is a multiple of kStreamAlignment, which is what large
+// allocations have; stores_end() comes before the memory is given away.
+constexpr uintptr_t kStreamAlignment = 16;
+TERNGRAD_SIMD void stream_floats(float* to, Floats values) {
+  _mm_stream_ps(to, _mm256_castps256_ps128(values));
+  _mm_stream_ps(to + 4, _mm256_extractf128_ps(values, 1));
+}
+TERNGRAD_SIMD void stores_end() { _mm_sfence(); }
+
 TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(static_cast<__m256i*>(to), bytes); }
 
 // kLanes bytes, one a lane.

@@ -183,7 +183,7 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
     try:
         operations.validate(packed)
     except CorruptMessage as error:
-        raise CorruptMessage(f"{error} (counted from byte {start}, where the message starts)") from None
+        raise CorruptMessage(f"{error}; the message starts at byte {start}") from None
     return packed if adapter is None else Packed(layout, adapter.from_numpy(data, like))
 
 
@@ -236,8 +236,6 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         _fail(14, f"unknown kind {kind}")
     if dtype not in _DTYPE_NAMES:
         _fail(15, f"unknown dtype code {dtype}")
-    if length % 16:
-        _fail(16, f"a length of {length} bytes is not a multiple of 16")
     if block % _UNIT or block > _MAX_BLOCK:
         _fail(24, f"a block of {block} elements is not a multiple of {_UNIT} below 2^63")
     if not 1 <= shards <= _MAX_SHARDS:
@@ -288,7 +286,7 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         layout = Layout(
             tuple(shapes),
             dtype=_DTYPE_NAMES[dtype],
-            packing=tuple(packings) or "two_bit",
+            packing=tuple(packings),
             block=block or None,
             shards=shards,
             form=_FORM_NAMES[form],

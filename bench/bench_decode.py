@@ -1,0 +1,31 @@
+"""decode, accumulate and decode_sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import terngrad_kernels as tk
+
+
+@pytest.mark.parametrize("packing", ["two_bit", "base3"])
+def test_decode(measure: Callable[..., Any], x: Any, packing: str) -> None:
+    packed = tk.encode(x, packing=packing)
+    out = np.empty_like(x)
+    measure(lambda: tk.decode(packed, out=out), x.size)
+
+
+def test_accumulate(measure: Callable[..., Any], x: Any) -> None:
+    packed = tk.encode(x)
+    out = np.zeros_like(x)
+    measure(lambda: tk.decode(packed, out=out, accumulate=True), x.size)
+
+
+@pytest.mark.parametrize("workers", [4, 8])
+def test_decode_sum(measure: Callable[..., Any], x: Any, workers: int) -> None:
+    messages = [tk.encode(x, seed=seed) for seed in range(workers)]
+    out = np.empty_like(x)
+    measure(lambda: tk.decode_sum(messages, weights=[1 / workers] * workers, out=out), x.size)

@@ -1,0 +1,119 @@
+// Times the kernels of every instruction set beside the bounds that they are held against, on one thread, with no
+// Python in the way: Philox alone, a plain read, a memset. Writes JSON. Built with -DTERNGRAD_KERNELS_BENCH=ON.
+//
+// All rows of one size are measured in turn, round after round, and the median of the rounds is taken: what disturbs
+// the machine disturbs every row.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../csrc/runtime/dispatch.h"
+#include "../csrc/runtime/float_environment.h"
+#include "bounds.h"
+
+namespace {
+
+using terngrad::DType;
+using terngrad::Packing;
+
+constexpr int kRounds = 15;
+constexpr double kSecondsARound = 0.02;
+
+struct Row {
+  std::string name;
+  std::string isa;
+  std::function<void()> work;
+  std::vector<double> seconds;
+  int repeats = 1;
+};
+
+double time_of(const std::function<void()>& work, int repeats) {
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats;
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Normal enough, from integers: the sum of four uniforms.
+std::vector<float> gradient(int64_t n) {
+  std::vector<float> x(static_cast<size_t>(n));
+  uint64_t state = 1;
+  for (float& value : x) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const int64_t sum = static_cast<int64_t>((state >> 48 & 0xffff) + (state >> 32 & 0xffff) + (state >> 16 & 0xffff)) +
+                        static_cast<int64_t>(state >> 13 & 0xffff) - 131072;
+    value = static_cast<float>(sum) * 0x1p-16f;
+  }
+  return x;
+}
+
+void measure(int64_t n, const char* place, bool* first) {
+  const std::vector<float> x = gradient(n);
+  std::vector<uint8_t> payload(static_cast<size_t>(n));
+  std::vector<uint8_t> base3(static_cast<size_t>(n));
+  std::vector<int8_t> trits(static_cast<size_t>(n));
+  std::vector<float> out(static_cast<size_t>(n));
+  const terngrad::Draw draw{123, 456, 7};
+  const terngrad::Quantiser quantiser = terngrad::quantiser_of(terngrad::Scale{1.0f, 1.0f});
+  static terngrad::StripeSums sums;
+  const int64_t stripes = (n + terngrad::kStripe - 1) / terngrad::kStripe;
+
+  std::vector<Row> rows;
+  rows.push_back({"read", "", [&] { terngrad::bench::read(x.data(), n); }, {}});
+  rows.push_back({"memset", "", [&] { memset(out.data(), 0, out.size() * sizeof(float)); }, {}});
+  const std::string in_use = terngrad::selected_isa();
+  for (const std::string& isa : terngrad::runnable_isas()) {
+    terngrad::select_isa(isa);
+    const terngrad::Kernels& k = terngrad::kernels();
+    const auto add = [&](const char* name, std::function<void()> work) {
+      rows.push_back({name, isa, std::move(work), {}});
+    };
+    if (isa != "scalar") add("philox", [&, isa] { terngrad::bench::philox(isa, draw, n); });
+    add("scales", [&] { k.scales(x.data(), DType::float32, n, 0, stripes, false, &sums); });
+    add("encode two_bit",
+        [&] { k.encode(x.data(), DType::float32, n, 0, draw, quantiser, Packing::two_bit, payload.data()); });
+    add("encode base3",
+        [&] { k.encode(x.data(), DType::float32, n, 0, draw, quantiser, Packing::base3, base3.data()); });
+    add("ternarize", [&] { k.ternarize(x.data(), DType::float32, n, 0, draw, quantiser, trits.data()); });
+    add("decode two_bit", [&] { k.decode(payload.data(), Packing::two_bit, n, 1.0f, DType::float32, out.data()); });
+    add("decode base3", [&] { k.decode(base3.data(), Packing::base3, n, 1.0f, DType::float32, out.data()); });
+  }
+  terngrad::select_isa(in_use);
+  for (Row& row : rows) {
+    row.work();
+    row.repeats = std::max(1, static_cast<int>(kSecondsARound / time_of(row.work, 1)));
+  }
+  for (int round = 0; round < kRounds; ++round) {
+    for (Row& row : rows) row.seconds.push_back(time_of(row.work, row.repeats));
+  }
+  for (const Row& row : rows) {
+    const double scale = 1e9 / static_cast<double>(n);
+    std::printf(
+        "%s\n  {\"name\": \"%s\", \"isa\": \"%s\", \"elements\": %lld, \"place\": \"%s\", \"ns_per_element\": %.4f, "
+        "\"fastest\": %.4f}",
+        *first ? "" : ",", row.name.c_str(), row.isa.c_str(), static_cast<long long>(n), place,
+        median(row.seconds) * scale, *std::min_element(row.seconds.begin(), row.seconds.end()) * scale);
+    *first = false;
+  }
+}
+
+}  // namespace
+
+int main() {
+  const terngrad::FloatEnvironment environment;
+  terngrad::select_isa_from_environment();
+  bool first = true;
+  std::printf("[");
+  measure(1 << 16, "L2", &first);
+  measure(25600000, "memory", &first);
+  std::printf("\n]\n");
+  return 0;
+}

@@ -52,8 +52,15 @@ uint64_t word_of(py::handle object, const char* argument) {
   return large;
 }
 
+bool is_bool(py::handle object) {
+  if (PyBool_Check(object.ptr()) != 0) return true;
+  const std::string name = Py_TYPE(object.ptr())->tp_name;
+  return name == "numpy.bool" || name == "numpy.bool_";  // NumPy 2, NumPy 1
+}
+
 double number_of(py::handle object, const char* argument, const char* expected) {
-  if (PyBool_Check(object.ptr()) != 0 || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
+  if (PyFloat_CheckExact(object.ptr()) != 0) return PyFloat_AS_DOUBLE(object.ptr());
+  if (is_bool(object) || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
     throw TypeError(std::string(argument) + ": expected " + expected + ", got " + type_name(object));
   }
   const double value = PyFloat_AsDouble(object.ptr());

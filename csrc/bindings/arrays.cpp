@@ -183,21 +183,23 @@ void HeldArray::take_capsule(py::handle object) {
     capsule = method();  // a producer from before versions
   }
   owner_ = capsule;
+  // Taken over last: until then the capsule frees the tensor, whatever is thrown. (A constructor that throws runs no
+  // destructor.)
   if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
     auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != DLPACK_MAJOR_VERSION) {
       throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) +
                         " is not supported");
     }
+    take_tensor(managed->dl_tensor, &array);
     PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
     versioned_ = managed;
-    take_tensor(managed->dl_tensor, &array);
     array.writable = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) == 0;
   } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
     auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    take_tensor(managed->dl_tensor, &array);
     PyCapsule_SetName(capsule.ptr(), "used_dltensor");
     legacy_ = managed;
-    take_tensor(managed->dl_tensor, &array);
     array.writable = false;  // an unversioned capsule cannot say, so it is not written
   } else {
     throw BufferError(array.name() + ": __dlpack__ of " + type_name(object) + " returned no usable capsule");

@@ -10,6 +10,7 @@
 
 #include "../runtime/dispatch.h"
 #include "../runtime/errors.h"
+#include "../runtime/float_environment.h"
 #include "../runtime/operations.h"
 #include "../runtime/threads.h"
 #include "arrays.h"
@@ -51,8 +52,15 @@ uint64_t word_of(py::handle object, const char* argument) {
   return large;
 }
 
+bool is_bool(py::handle object) {
+  if (PyBool_Check(object.ptr()) != 0) return true;
+  const std::string name = Py_TYPE(object.ptr())->tp_name;
+  return name == "numpy.bool" || name == "numpy.bool_";  // NumPy 2, NumPy 1
+}
+
 double number_of(py::handle object, const char* argument, const char* expected) {
-  if (PyBool_Check(object.ptr()) != 0 || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
+  if (PyFloat_CheckExact(object.ptr()) != 0) return PyFloat_AS_DOUBLE(object.ptr());
+  if (is_bool(object) || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
     throw TypeError(std::string(argument) + ": expected " + expected + ", got " + type_name(object));
   }
   const double value = PyFloat_AsDouble(object.ptr());
@@ -66,6 +74,7 @@ double number_of(py::handle object, const char* argument, const char* expected) 
 Measure measure_of(py::handle clip, bool center) {
   if (clip.is_none()) return Measure{0.0, center};
   const double value = number_of(clip, "clip", "a number > 0 or None");
+  const FloatEnvironment environment;  // a caller that flushes denormals has small numbers compare equal to 0
   if (!(value > 0.0)) {
     throw ValueError("clip: expected a number > 0 or None, got " + py::str(clip).cast<std::string>());
   }

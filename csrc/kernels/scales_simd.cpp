@@ -11,6 +11,9 @@ constexpr int64_t kAccumulators = 8;
 constexpr int64_t kSweep = kAccumulators * kLanes;  // columns whose sums stay in registers
 constexpr int64_t kSweeps = kColumns / kSweep;
 constexpr int64_t kVectors = kColumns / kLanes;
+// Rows that are swept before the next columns are: few enough that they are still in the L1 cache then.
+constexpr int64_t kChunkRows = 8;
+constexpr int64_t kAhead = 4096;  // bytes
 
 // Column i takes column i + 64, ..., i + 1.
 TERNGRAD_SIMD float tree_sum(Floats* columns) {
@@ -20,16 +23,40 @@ TERNGRAD_SIMD float tree_sum(Floats* columns) {
   return tree_sum(columns[0]);
 }
 
+// Adds `rows` rows of kSweep columns, from element `index` on, to their columns' sums.
 template <class T, bool Center>
-TERNGRAD_SIMD void row_of_sweep(const void* x, int64_t index, Floats origin, Floats* q, Floats* s, Ints* top) {
+TERNGRAD_SIMD void sweep_rows(const void* x, int64_t index, int64_t rows, Floats origin, Floats* all_q, Floats* all_s,
+                              Ints* top) {
+  Floats q[kAccumulators];
+  Floats s[kAccumulators];
 #pragma GCC unroll 8
   for (int64_t i = 0; i < kAccumulators; ++i) {
-    const Floats value = load_floats<T>(x, index + i * kLanes);
-    top[i % 2] = larger(top[i % 2], bits(magnitude(value)));
-    const Floats difference = Center ? subtract(value, origin) : value;
-    q[i] = fused(difference, difference, q[i]);
-    if (Center) s[i] = add(s[i], difference);
+    q[i] = all_q[i];
+    s[i] = all_s[i];
   }
+  for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kAccumulators; ++i) {
+      const Floats value = load_floats<T>(x, index + row * kColumns + i * kLanes);
+      top[i % 2] = larger(top[i % 2], bits(magnitude(value)));
+      const Floats difference = Center ? subtract(value, origin) : value;
+      q[i] = fused(difference, difference, q[i]);
+      if (Center) s[i] = add(s[i], difference);
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kAccumulators; ++i) {
+    all_q[i] = q[i];
+    all_s[i] = s[i];
+  }
+}
+
+// Every sweep of a chunk asks for its share of what comes kAhead later, in the order of addresses.
+template <class T>
+TERNGRAD_SIMD void prefetch_share(const void* x, int64_t chunk, int64_t sweep) {
+  constexpr auto kShare = static_cast<int64_t>(sizeof(T)) * kChunkRows * kSweep;
+  const int64_t from = chunk * static_cast<int64_t>(sizeof(T)) + sweep * kShare + kAhead;
+  for (int64_t line = 0; line < kShare; line += 64) prefetch(x, from + line);
 }
 
 template <class T, bool Center>
@@ -52,24 +79,18 @@ TERNGRAD_SIMD void scales_of(const void* x, int64_t n, int64_t first, int64_t la
     }
     Floats q[kVectors];
     Floats s[kVectors];
-    for (int64_t sweep = 0; sweep < kSweeps; ++sweep) {
-      Floats sweep_q[kAccumulators];
-      Floats sweep_s[kAccumulators];
-      for (int64_t i = 0; i < kAccumulators; ++i) sweep_q[i] = sweep_s[i] = all_floats(0.0f);
-      for (int64_t row = 0; row < rows; ++row) {
-        // The next stripe, in the order of its addresses: memory wants that more than this access order.
-        constexpr auto kRowBytes = static_cast<int64_t>(sizeof(T)) * kSweep;
-        const int64_t ahead = (sweep * kStripeRows + row) * kRowBytes;
-        for (int64_t line = 0; line < kRowBytes; line += 64) {
-          prefetch(x, (begin + kStripe) * static_cast<int64_t>(sizeof(T)) + ahead + line);
-        }
-        row_of_sweep<T, Center>(x, begin + row * kColumns + sweep * kSweep, origin, sweep_q, sweep_s, top);
+    for (int64_t i = 0; i < kVectors; ++i) q[i] = s[i] = all_floats(0.0f);
+    for (int64_t row = 0; row < rows; row += kChunkRows) {
+      const int64_t chunk = begin + row * kColumns;
+      const int64_t chunk_rows = smaller(kChunkRows, rows - row);
+      for (int64_t sweep = 0; sweep < kSweeps; ++sweep) {
+        prefetch_share<T>(x, chunk, sweep);
+        sweep_rows<T, Center>(x, chunk + sweep * kSweep, chunk_rows, origin, q + sweep * kAccumulators,
+                              s + sweep * kAccumulators, top);
       }
-      if (partial) row_of_sweep<T, Center>(rest, sweep * kSweep, origin, sweep_q, sweep_s, top);
-      for (int64_t i = 0; i < kAccumulators; ++i) {
-        q[sweep * kAccumulators + i] = sweep_q[i];
-        s[sweep * kAccumulators + i] = sweep_s[i];
-      }
+    }
+    for (int64_t sweep = 0; partial && sweep < kSweeps; ++sweep) {
+      sweep_rows<T, Center>(rest, sweep * kSweep, 1, origin, q + sweep * kAccumulators, s + sweep * kAccumulators, top);
     }
     sums->q[stripe % kBins] += static_cast<double>(tree_sum(q));
     if (Center) sums->s[stripe % kBins] += static_cast<double>(tree_sum(s));

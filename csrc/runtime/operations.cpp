@@ -1,7 +1,6 @@
 #include "operations.h"
 
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "dispatch.h"
@@ -146,11 +145,11 @@ class ScaleSource {
   const PassedScales* passed_;
 };
 
-// Calls quantise(scale, piece, begin, end) for all elements, group by group, so that a group that fits the cache is
-// read from memory once. Groups that are too small to be worth a thread of their own are put together.
-template <class Quantise>
-void for_each_quantised_range(const Layout& layout, const ScaleSource& source, const Quantise& quantise) {
-  const std::vector<Piece>& pieces = layout.pieces();
+// Calls f(scale, group) for all groups: measured first, so that a group that fits the cache is read from memory once.
+// Groups that are worth several threads come one by one, on the caller's thread, and f may use the pool; the others are
+// put together and given out. f must not throw.
+template <class F>
+void for_each_scaled_group(const Layout& layout, const ScaleSource& source, const F& f) {
   std::vector<Group> small;
   int64_t small_elements = 0;
   const auto run_small = [&] {
@@ -165,10 +164,7 @@ void for_each_quantised_range(const Layout& layout, const ScaleSource& source, c
     bounds.push_back(small.size());
     parallel(static_cast<int64_t>(bounds.size()) - 1, [&](int64_t part) {
       for (size_t i = bounds[static_cast<size_t>(part)]; i < bounds[static_cast<size_t>(part) + 1]; ++i) {
-        const Scale scale = source.of(small[i]);
-        for (size_t piece = small[i].first; piece < small[i].last; ++piece) {
-          quantise(scale, pieces[piece], 0, pieces[piece].size);
-        }
+        f(source.of(small[i]), small[i]);
       }
     });
     small.clear();
@@ -182,9 +178,7 @@ void for_each_quantised_range(const Layout& layout, const ScaleSource& source, c
     }
     run_small();
     const FloatEnvironment environment;
-    const Scale scale = source.of(group);
-    for_each_range(pieces, group.first, group.last,
-                   [&](const Piece& piece, int64_t begin, int64_t end) { quantise(scale, piece, begin, end); });
+    f(source.of(group), group);
   });
   run_small();
 }
@@ -215,15 +209,15 @@ enum class Into { written, summed, accumulated };
 void decode_terms(const Layout& layout, const std::vector<const uint8_t*>& messages, const std::vector<float>& weights,
                   Into into, DType dtype, const Bucket& out) {
   const Kernels& kernel = kernels();
+  const std::vector<Piece>& pieces = layout.pieces();
   const auto count = messages.size();
-  for_each_range(layout.pieces(), 0, layout.pieces().size(), [&](const Piece& piece, int64_t begin, int64_t end) {
-    constexpr size_t kFew = 64;
-    const uint8_t* few_payloads[kFew];
-    float few_worth[kFew];
-    std::unique_ptr<const uint8_t*[]> many_payloads(count > kFew ? new const uint8_t*[count] : nullptr);
-    std::unique_ptr<float[]> many_worth(count > kFew ? new float[count] : nullptr);
-    const uint8_t** payloads = count > kFew ? many_payloads.get() : few_payloads;
-    float* worth = count > kFew ? many_worth.get() : few_worth;
+  // Each part's own terms, allocated here, where that may throw.
+  const int64_t parts = parts_for(layout.size());
+  std::vector<const uint8_t*> all_payloads(static_cast<size_t>(parts) * count);
+  std::vector<float> all_worth(static_cast<size_t>(parts) * count);
+  for_each_range(pieces, 0, pieces.size(), parts, [&](int64_t part, const Piece& piece, int64_t begin, int64_t end) {
+    const uint8_t** payloads = all_payloads.data() + static_cast<size_t>(part) * count;
+    float* worth = all_worth.data() + static_cast<size_t>(part) * count;
     bool poisoned = false;
     for (size_t i = 0; i < count; ++i) {
       payloads[i] = messages[i] + piece.payload_at + payload_bytes(piece.packing, begin);
@@ -302,10 +296,10 @@ void scales(const Layout& layout, const Arrays& x, Measure measure, const Array&
   check_disjoint({scale, limit}, x);
   const Bucket bucket(layout, x);
   const ScaleSource source(layout, bucket, dtype, measure, nullptr);
-  for_each_quantised_range(layout, source, [&](Scale found, const Piece& piece, int64_t begin, int64_t) {
-    if (begin != 0) return;
-    store<float>(scale.data, piece.group, found.scale);
-    store<float>(limit.data, piece.group, found.limit);
+  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+    const int64_t index = layout.pieces()[group.first].group;
+    store<float>(scale.data, index, found.scale);
+    store<float>(limit.data, index, found.limit);
   });
 }
 
@@ -318,24 +312,28 @@ void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedSc
   const Bucket from(layout, x);
   const Bucket to(layout, out);
   const Kernels& kernel = kernels();
-  const ScaleSource source(layout, from, dtype, measure, nullptr);
+  const std::vector<Piece>& pieces = layout.pieces();
   const auto clip_range = [&](float limit, const Piece& piece, int64_t begin, int64_t end) {
     kernel.clip(from.address(piece, begin), dtype, end - begin, limit, to.address(piece, begin));
   };
   if (!passed) {
-    for_each_quantised_range(layout, source, [&](Scale found, const Piece& piece, int64_t begin, int64_t end) {
-      clip_range(found.limit, piece, begin, end);
+    const ScaleSource source(layout, from, dtype, measure, nullptr);
+    for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+      for_each_range(
+          pieces, group.first, group.last, parts_for(group.size),
+          [&](int64_t, const Piece& piece, int64_t begin, int64_t end) { clip_range(found.limit, piece, begin, end); });
     });
     return;
   }
-  for_each_range(layout.pieces(), 0, layout.pieces().size(), [&](const Piece& piece, int64_t begin, int64_t end) {
-    const float limit = float_at(passed->limit, piece.group);
-    if (limit > 0.0f) {
-      clip_range(limit, piece, begin, end);
-    } else {
-      fill_nan(dtype, to.address(piece, begin), end - begin);
-    }
-  });
+  for_each_range(pieces, 0, pieces.size(), parts_for(layout.size()),
+                 [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
+                   const float limit = float_at(passed->limit, piece.group);
+                   if (limit > 0.0f) {
+                     clip_range(limit, piece, begin, end);
+                   } else {
+                     fill_nan(dtype, to.address(piece, begin), end - begin);
+                   }
+                 });
 }
 
 void ternarize(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, DrawBase draw,
@@ -351,11 +349,16 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
   const Bucket from(layout, x);
   const Bucket to(layout, trits);
   const Kernels& kernel = kernels();
+  const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, from, dtype, measure, passed);
-  for_each_quantised_range(layout, source, [&](Scale found, const Piece& piece, int64_t begin, int64_t end) {
-    if (begin == 0) store<float>(scale.data, piece.group, found.scale);
-    kernel.ternarize(from.address(piece, begin), dtype, end - begin, piece.first + begin, draw_of(draw, piece),
-                     quantiser_of(found), reinterpret_cast<int8_t*>(to.address(piece, begin)));
+  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+    store<float>(scale.data, pieces[group.first].group, found.scale);
+    for_each_range(pieces, group.first, group.last, parts_for(group.size),
+                   [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
+                     kernel.ternarize(from.address(piece, begin), dtype, end - begin, piece.first + begin,
+                                      draw_of(draw, piece), quantiser_of(found),
+                                      reinterpret_cast<int8_t*>(to.address(piece, begin)));
+                   });
   });
 }
 
@@ -368,13 +371,17 @@ void encode(const Layout& layout, const Arrays& x, Measure measure, const Passed
   if (passed) check_disjoint({data}, {passed->scale, passed->limit});
   const Bucket bucket(layout, x);
   const Kernels& kernel = kernels();
+  const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, bucket, dtype, measure, passed);
   for (const auto& [begin, end] : layout.gaps()) memset(data.data + begin, 0, static_cast<size_t>(end - begin));
-  for_each_quantised_range(layout, source, [&](Scale found, const Piece& piece, int64_t begin, int64_t end) {
-    if (begin == 0) store<float>(data.data + piece.scale_at, 0, found.scale);
-    kernel.encode(bucket.address(piece, begin), dtype, end - begin, piece.first + begin, draw_of(draw, piece),
-                  quantiser_of(found), piece.packing,
-                  data.data + piece.payload_at + payload_bytes(piece.packing, begin));
+  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+    for (size_t i = group.first; i < group.last; ++i) store<float>(data.data + pieces[i].scale_at, 0, found.scale);
+    for_each_range(pieces, group.first, group.last, parts_for(group.size),
+                   [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
+                     kernel.encode(bucket.address(piece, begin), dtype, end - begin, piece.first + begin,
+                                   draw_of(draw, piece), quantiser_of(found), piece.packing,
+                                   data.data + piece.payload_at + payload_bytes(piece.packing, begin));
+                   });
   });
 }
 

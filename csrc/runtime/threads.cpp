@@ -34,6 +34,9 @@ int usable_processors() {
 
 std::atomic<int> num_threads{0};
 
+// Set while this thread runs a part: what the part hands to `parallel` then stays on this thread.
+thread_local bool inside_part = false;
+
 // One job at a time; its caller works too. Parts are tickets, so a thread that comes late takes nothing.
 class Pool {
  public:
@@ -93,7 +96,9 @@ class Pool {
       }
       {
         const FloatEnvironment environment;
+        inside_part = true;
         (*part)(ticket);
+        inside_part = false;
       }
       std::lock_guard<std::mutex> lock(state_);
       if (++done_ == parts_) finished_.notify_one();
@@ -156,7 +161,7 @@ void set_num_threads_from_environment() {
 }
 
 void parallel(int64_t parts, const std::function<void(int64_t)>& part) {
-  if (parts > 1 && the_pool().try_run(parts, static_cast<int>(parts) - 1, part)) return;
+  if (parts > 1 && !inside_part && the_pool().try_run(parts, static_cast<int>(parts) - 1, part)) return;
   const FloatEnvironment environment;
   for (int64_t i = 0; i < parts; ++i) part(i);
 }

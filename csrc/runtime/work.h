@@ -37,20 +37,18 @@ inline Place place_of(const std::vector<Piece>& pieces, size_t first, size_t las
   return Place{piece, inside / kUnit * kUnit};
 }
 
-// Calls f(piece, begin, end) for ranges of elements that together make up the pieces [first, last). A piece's first
-// range begins at 0, also if it is empty. f must not throw.
+// Calls f(part, piece, begin, end) for ranges of elements that together make up the pieces [first, last), empty pieces
+// included; parts 0 to parts - 1 run side by side. f must not throw.
 template <class F>
-void for_each_range(const std::vector<Piece>& pieces, size_t first, size_t last, const F& f) {
+void for_each_range(const std::vector<Piece>& pieces, size_t first, size_t last, int64_t parts, const F& f) {
   if (first == last) return;
-  const int64_t elements = pieces[last - 1].at + pieces[last - 1].size - pieces[first].at;
-  const int64_t parts = parts_for(elements);
   parallel(parts, [&](int64_t part) {
     Place place = place_of(pieces, first, last, part, parts);
     const Place end = place_of(pieces, first, last, part + 1, parts);
     for (; place.piece < end.piece; place = Place{place.piece + 1, 0}) {
-      f(pieces[place.piece], place.element, pieces[place.piece].size);
+      f(part, pieces[place.piece], place.element, pieces[place.piece].size);
     }
-    if (place.piece < last && place.element < end.element) f(pieces[place.piece], place.element, end.element);
+    if (place.piece < last && place.element < end.element) f(part, pieces[place.piece], place.element, end.element);
   });
 }
 

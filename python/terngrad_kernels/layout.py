@@ -41,18 +41,19 @@ class Piece(NamedTuple):
 
 def dtype_name(dtype: Any, argument: str = "dtype") -> str:
     """Return the name of a floating-point type given by name or as a framework's own."""
+    name: Any = dtype
     if not isinstance(dtype, str):
         text = str(dtype)
         if text.startswith(("torch.", "paddle.")):
-            dtype = text.partition(".")[2]
-        else:
+            name = text.partition(".")[2]
+        elif dtype is not None:  # which NumPy takes for float64
             try:
-                dtype = np.dtype(dtype).name
-            except TypeError:
-                raise TypeError(f"{argument}: expected one of {', '.join(DTYPES)}, got {text}") from None
-    if dtype not in DTYPES:
-        raise TypeError(f"{argument}: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    return str(dtype)
+                name = np.dtype(dtype).name
+            except (TypeError, ValueError):
+                name = text
+    if name not in DTYPES:
+        raise TypeError(f"{argument}: expected one of {', '.join(DTYPES)}, got {name!r}")
+    return str(name)
 
 
 def packing_code(packing: Any, argument: str = "packing") -> int:

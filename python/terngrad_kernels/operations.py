@@ -111,6 +111,20 @@ def _passed(passed: Any, adapter: Adapter, argument: str = "scales") -> tuple[An
     return arrays[0], arrays[1]
 
 
+def _word(value: Any, argument: str) -> Any:
+    """Return a seed or an offset as `_core` takes it: an int, or a dense array."""
+    if isinstance(value, int) or not hasattr(value, "__dlpack__"):
+        return value
+    return adapter_of(value, argument).dense(value, argument)
+
+
+def _ternary_code(packing: Any) -> int:
+    code = packing_code(packing)
+    if packing == "float32":
+        raise ValueError("packing: expected 'two_bit' or 'base3', got 'float32'")
+    return code
+
+
 def _output(adapter: Adapter, out: Any, shape: tuple[int, ...], dtype: str, like: Any, argument: str = "out") -> Any:
     """Return what `_core` writes: the caller's own `out`, or a new array."""
     if out is None:
@@ -277,6 +291,7 @@ def encode(
             )
         _given_layout(layout, bucket)
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
+    seed, offset = _word(seed, "seed"), _word(offset, "offset")
     _core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
     return Packed(layout, _results(adapter, data, out))
 
@@ -362,7 +377,12 @@ def decode_sum(
     """
     layout, adapter, data, count = _messages(messages)
     _no_stream(stream)
-    factors = (1.0,) * count if weights is None else tuple(weights)
+    if weights is None:
+        factors = (1.0,) * count
+    elif isinstance(weights, Iterable):
+        factors = tuple(weights)
+    else:
+        raise TypeError(f"weights: expected numbers, one a message, got {type(weights).__name__}")
     if len(factors) != count:
         raise ValueError(f"weights: expected {count}, one a message, got {len(factors)}")
     like = data[0] if isinstance(data, tuple) else data
@@ -515,6 +535,7 @@ def ternarize(
     trits_out, scale_out = (None, None) if out is None else out
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
+    seed, offset = _word(seed, "seed"), _word(offset, "offset")
     _core.ternarize(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale)
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
 
@@ -552,7 +573,7 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     """
     adapter = adapter_of(trits, "trits")
     _no_stream(stream)
-    code = packing_code(packing)
+    code = _ternary_code(packing)
     payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(trits.shape)),), "uint8", trits)
     _core.pack(adapter.dense(trits, "trits"), code, payload)
     return _results(adapter, payload, out)
@@ -588,7 +609,7 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     """
     adapter = adapter_of(payload, "payload")
     _no_stream(stream)
-    code = packing_code(packing)
+    code = _ternary_code(packing)
     sizes = _shape((shape,) if isinstance(shape, int) else shape, "shape")
     expected = _core.payload_bytes(code, math.prod(sizes))
     dense = adapter.dense(payload, "payload")
@@ -596,6 +617,8 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     if given != expected:
         raise ValueError(f"payload: expected {expected} bytes for shape {sizes} in {packing}, got {given}")
     trits = _output(adapter, out, sizes, "int8", payload)
+    if out is not None and math.prod(out.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
+        raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(out.shape)}")
     _core.unpack(dense, code, trits)
     return _results(adapter, trits, out)
 

@@ -27,14 +27,16 @@ class JaxAdapter:
 
     def device(self, x: Any) -> Any:
         """The set of devices."""
-        return None if isinstance(x, jax.core.Tracer) else frozenset(x.devices())
+        return None if isinstance(x, jax.core.Tracer) or x.is_deleted() else frozenset(x.devices())
 
     def dense(self, x: Any, argument: str) -> Any:
-        """JAX arrays are dense; those that are not concrete, or lie on several devices, have no memory to read."""
+        """JAX arrays are dense; those that are not concrete, not there or on several devices have no memory to read."""
         if isinstance(x, jax.core.Tracer):
             raise TypeError(
                 f"{argument}: a traced value; terngrad_kernels works on concrete JAX arrays, outside jax.jit"
             )
+        if x.is_deleted():
+            raise ValueError(f"{argument}: has been deleted or donated")
         if len(x.devices()) > 1:
             raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
         return x

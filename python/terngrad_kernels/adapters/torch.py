@@ -20,6 +20,15 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
+def _require_memory(x: Any, argument: str) -> None:
+    """Refuse what has none, or not as one array; `_core` refuses what is found to have none when it is asked for it."""
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "nested" if x.is_nested else f"of layout {x.layout}"
+        raise TypeError(f"{argument}: expected a strided tensor, got one that is {kind}")
+    if type(x) is not torch.Tensor and hasattr(x, "fake_mode"):  # whose memory PyTorch warns of being asked for
+        raise TypeError(f"{argument}: expected a tensor with memory of its own, got a {type(x).__name__}")
+
+
 class TorchAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
@@ -39,8 +48,7 @@ class TorchAdapter:
 
     def dense(self, x: Any, argument: str) -> Any:
         """Data only, outside autograd; lazy negation and conjugation are carried out, which DLPack would ignore."""
-        if x.layout is not torch.strided:
-            raise TypeError(f"{argument}: expected a strided tensor, got one of layout {x.layout}")
+        _require_memory(x, argument)
         if x.requires_grad:
             x = x.detach()
         if x.is_neg():
@@ -57,8 +65,7 @@ class TorchAdapter:
 
     def writable(self, x: Any, argument: str) -> Any:
         """Refuse what is only a view of other values."""
-        if x.layout is not torch.strided:
-            raise TypeError(f"{argument}: expected a strided tensor, got one of layout {x.layout}")
+        _require_memory(x, argument)
         if x.is_neg():
             raise ValueError(f"{argument}: expected a tensor of its own values, got a lazily negated view")
         return x.detach() if x.requires_grad else x

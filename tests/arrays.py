@@ -1,0 +1,186 @@
+"""What the tests share: frameworks, layers of every kind, and comparisons bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reference as ref
+
+Array = Any
+
+DTYPES = tuple(ref.DTYPES)
+TERNARY = ("two_bit", "base3")
+PACKINGS = (*TERNARY, "float32")
+
+#: Every small size, then both sides of all that the contract or a kernel cuts at: rows, tiles, units...
+_CUTS = (16, 32, 64, 128, 256, 384, 512, 640, 1024, 1280, 2560, 5120, 8192, 16384)
+EDGES = (*range(10), *(n + d for n in _CUTS for d in (-1, 0, 1)))
+
+# ---- layers
+
+BITS = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16, "float64": np.uint64}
+
+
+def cast(x: Array, dtype: str) -> Array:
+    """Return `x` rounded to `dtype`; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return np.asarray(x).astype(ref.DTYPES[dtype])
+
+
+def from_bits(bits: Array, dtype: str) -> Array:
+    return np.array(bits, BITS[dtype]).view(ref.DTYPES[dtype])
+
+
+def _placed(value: float) -> Callable[[np.random.Generator, int], Array]:
+    """Normal values with one of another kind somewhere."""
+
+    def values(rng: np.random.Generator, n: int) -> Array:
+        x = rng.standard_normal(n)
+        if n:
+            x[rng.integers(n)] = value
+        return x
+
+    return values
+
+
+#: Kinds of layers by what they try; each makes n values, to be cast to the dtype.
+KINDS: dict[str, Callable[[np.random.Generator, int], Array]] = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "outlier": _placed(50.0),
+    "small": lambda rng, n: 1e-3 * rng.standard_normal(n),
+    "zero": lambda rng, n: np.zeros(n),
+    "negative zero": lambda rng, n: np.full(n, -0.0),
+    "constant": lambda rng, n: np.full(n, -0.3),
+    "ternary": lambda rng, n: 0.37 * rng.integers(-1, 2, n),
+    "heavy mean": lambda rng, n: 0.01 + 1e-4 * rng.standard_normal(n),
+    "wide": lambda rng, n: rng.standard_normal(n) * np.exp2(rng.integers(-90, 20, n)),
+    "subnormal": lambda rng, n: rng.standard_normal(n) * 2.0**-130,
+    "about the smallest scale": lambda rng, n: rng.uniform(-1, 1, n) * 2.0**-60,
+    "squares underflow": lambda rng, n: rng.standard_normal(n) * 2.0**-59,
+    "squares overflow": lambda rng, n: rng.standard_normal(n) * 2.0**64,
+    "near the largest": lambda rng, n: rng.uniform(-1, 1, n) * 3.4028234e38,
+    "infinity": _placed(np.inf),
+    "negative infinity": _placed(-np.inf),
+    "nan": _placed(np.nan),
+    "all nan": lambda rng, n: np.full(n, -np.nan),
+}
+
+
+def layer(kind: str, n: int, dtype: str = "float32", seed: int = 0) -> Array:
+    return cast(KINDS[kind](np.random.default_rng([seed, n]), n), dtype)
+
+
+def bucket(sizes: Sequence[int], dtype: str = "float32", kind: str = "normal", seed: int = 0) -> list[Array]:
+    return [layer(kind, n, dtype, seed + i) for i, n in enumerate(sizes)]
+
+
+def flat(layers: Sequence[Array], dtype: str = "float32") -> Array:
+    return np.concatenate([x.reshape(-1) for x in layers]) if layers else np.empty(0, ref.DTYPES[dtype])
+
+
+# ---- comparisons
+
+
+def bits_of(x: Array) -> Array:
+    x = np.ascontiguousarray(x).reshape(-1)
+    return x.view(np.dtype(f"u{x.dtype.itemsize}"))
+
+
+def assert_same(got: Array, want: Array, what: str = "") -> None:
+    """Assert equal dtype, size and bits."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.dtype == want.dtype, what
+    assert got.size == want.size, what
+    different = np.flatnonzero(bits_of(got) != bits_of(want))
+    if different.size:
+        first = different[0]
+        pair = f"got {got.reshape(-1)[first]}, want {want.reshape(-1)[first]}"
+        pytest.fail(f"{what}: {different.size} of {got.size} differ, first at {first}: {pair}")
+
+
+def assert_same_but_nan(got: Array, want: Array, what: str = "") -> None:
+    """Assert equal bits but for those of NaNs: which NaN arithmetic makes is not part of the contract."""
+    got, want = np.asarray(got).reshape(-1), np.asarray(want).reshape(-1)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        nan = np.isnan(want)
+        np.testing.assert_array_equal(np.isnan(got), nan, what)
+    assert_same(got[~nan], want[~nan], what)
+
+
+def assert_all_same(got: Sequence[Array], want: Sequence[Array], same: Any = assert_same) -> None:
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        same(a, b, f"[{i}]")
+
+
+# ---- frameworks
+
+
+class Framework:
+    """NumPy, and what the others have in common with it."""
+
+    name = "numpy"
+    immutable = False
+
+    def make(self, x: Array) -> Array:
+        """Return a copy of a NumPy array as one of this framework."""
+        return np.array(x)
+
+    def to_numpy(self, x: Array) -> Array:
+        return np.asarray(x)
+
+    def dtype(self, name: str) -> Any:
+        """Return the framework's own dtype of that name."""
+        return ref.DTYPES.get(name, np.dtype("uint8" if name == "uint8" else "float32"))
+
+    def owns(self, x: Array) -> bool:
+        """Whether `x` is an array of this framework."""
+        return isinstance(x, np.ndarray)
+
+
+class Torch(Framework):
+    name = "torch"
+
+    def __init__(self) -> None:
+        self.torch = pytest.importorskip("torch")
+
+    def make(self, x: Array) -> Array:
+        x = np.array(x, order="C")
+        if x.dtype == ref.DTYPES["bfloat16"]:
+            return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16)
+        return self.torch.from_numpy(x)
+
+    def to_numpy(self, x: Array) -> Array:
+        x = x.detach().resolve_neg()
+        if x.dtype == self.torch.bfloat16:
+            return x.contiguous().view(self.torch.int16).numpy().view(ref.DTYPES["bfloat16"])
+        return x.numpy()
+
+    def dtype(self, name: str) -> Any:
+        return getattr(self.torch, name)
+
+    def owns(self, x: Array) -> bool:
+        return isinstance(x, self.torch.Tensor)
+
+
+class Jax(Framework):
+    name = "jax"
+    immutable = True
+
+    def __init__(self) -> None:
+        self.jax = pytest.importorskip("jax")
+
+    def make(self, x: Array) -> Array:
+        return self.jax.numpy.array(x)
+
+    def dtype(self, name: str) -> Any:
+        return getattr(self.jax.numpy, name)
+
+    def owns(self, x: Array) -> bool:
+        return isinstance(x, self.jax.Array)
+
+
+FRAMEWORKS: dict[str, type[Framework]] = {"numpy": Framework, "torch": Torch, "jax": Jax}

@@ -28,10 +28,10 @@ void read(const float* x, int64_t n) {
 
 void philox(const std::string& isa, const Draw& draw, int64_t n) {
 #if defined(TERNGRAD_HAS_AVX2)
-  if (isa == "avx2") {
-    keep(avx2::philox(draw, n));
-    return;
-  }
+  if (isa == "avx2") return keep(avx2::philox(draw, n));
+#endif
+#if defined(TERNGRAD_HAS_AVX512)
+  if (isa == "avx512") return keep(avx512::philox(draw, n));
 #endif
   std::abort();
 }

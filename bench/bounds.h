@@ -18,6 +18,7 @@ void philox(const std::string& isa, const Draw& draw, int64_t n);
   uint32_t philox(const Draw& draw, int64_t n); \
   }
 TERNGRAD_DECLARE_PHILOX(avx2)
+TERNGRAD_DECLARE_PHILOX(avx512)
 #undef TERNGRAD_DECLARE_PHILOX
 
 }  // namespace bench

@@ -1,4 +1,4 @@
-#include "../csrc/kernels/simd.h"
+#include "../csrc/kernels/philox_simd.h"
 #include "bounds.h"
 
 namespace terngrad {

@@ -1,5 +1,6 @@
 #include "dispatch_types.h"
 #include "kernels.h"
+#include "philox_simd.h"
 #include "simd.h"
 #include "tiles.h"
 

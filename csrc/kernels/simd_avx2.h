@@ -1,8 +1,7 @@
 // Named vector operations, AVX2 with FMA and F16C. Every simd_<isa>.h gives the same names; operation files use these
 // only.
 //
-// A vector holds kLanes floats. Philox runs in 64-bit lanes, one block a lane: the 32x32 -> 64 multiply needs no
-// shuffles between rounds, and what is left in the upper halves never matters.
+// A vector holds kLanes floats.
 #pragma once
 
 #include <immintrin.h>
@@ -189,98 +188,23 @@ TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
   return _mm256_permutevar_ps(table, _mm256_srli_epi32(codes, 2 * Row));
 }
 
-// ---- Philox: kLanes / 2 blocks at once
-
-struct PhiloxConstants {
-  // The first two rounds only see the block number vary, so most of them is done here, once.
-  Ints first_c2;   // round 1: c3 ^ key1
-  Ints second_c0;  // round 2: c1 ^ key0
-  Ints second_c2;  // round 2: high(P0) ^ key1
-  Ints third_c2;   // round 3: low(P0 of round 2) ^ key1
-  Ints key0[kPhiloxRounds];
-  Ints key1[kPhiloxRounds];
-};
+// ---- random bits: 64-bit lanes, a word in the lower half of each, anything in the upper
 
 TERNGRAD_SIMD Ints lanes64(uint32_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+TERNGRAD_SIMD Ints products(Ints a, Ints b) { return _mm256_mul_epu32(a, b); }
+TERNGRAD_SIMD Ints upper_words(Ints x) { return _mm256_srli_epi64(x, 32); }
+TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
+TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b, Ints c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
 
-TERNGRAD_SIMD PhiloxConstants philox_constants(const Draw& draw) {
-  PhiloxConstants constants;
-  uint32_t key0 = static_cast<uint32_t>(draw.seed);
-  uint32_t key1 = static_cast<uint32_t>(draw.seed >> 32);
-  const auto c2 = static_cast<uint32_t>(draw.offset);
-  const auto c3 = static_cast<uint32_t>(draw.offset >> 32);
-  const uint64_t product1 = static_cast<uint64_t>(kPhiloxM1) * c2;
-  const uint32_t c0_after = static_cast<uint32_t>(product1 >> 32) ^ draw.layer ^ key0;
-  const auto c1_after = static_cast<uint32_t>(product1);
-  const uint64_t product0 = static_cast<uint64_t>(kPhiloxM0) * c0_after;
-  constants.first_c2 = lanes64(c3 ^ key1);
-  constants.second_c0 = lanes64(c1_after ^ (key0 + kPhiloxW0));
-  constants.second_c2 = lanes64(static_cast<uint32_t>(product0 >> 32) ^ (key1 + kPhiloxW1));
-  constants.third_c2 = lanes64(static_cast<uint32_t>(product0) ^ (key1 + 2 * kPhiloxW1));
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    constants.key0[round] = lanes64(key0);
-    constants.key1[round] = lanes64(key1);
-    key0 += kPhiloxW0;
-    key1 += kPhiloxW1;
-  }
-  return constants;
-}
-
-// A word of each block, in the lower half of its lane.
-struct Words {
-  Ints w[4];
-};
-
-// The order of blocks in the lanes that lets each 128-bit half hold what `uniforms` shuffles out of it.
-TERNGRAD_SIMD Ints block_counters(uint32_t first) {
+// Numbers of consecutive blocks, in the order that lets each 128-bit half hold what `uniforms` shuffles out of it.
+TERNGRAD_SIMD Ints block_numbers(uint32_t first) {
   return _mm256_add_epi64(lanes64(first), _mm256_setr_epi64x(0, 2, 1, 3));
 }
 
-// The words of N * kLanes / 2 consecutive blocks. One multiply waits for the one before it, so N registers go through
-// the rounds side by side.
-template <int N>
-TERNGRAD_SIMD void philox(const PhiloxConstants& k, uint32_t first, Words (&c)[N]) {
-  const Ints m0 = lanes64(kPhiloxM0);
-  const Ints m1 = lanes64(kPhiloxM1);
-  Ints p0[N];
-  Ints p1[N];
-  // Round 1: c0 and c1 come out the same for all blocks.
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    const Ints blocks = block_counters(first + static_cast<uint32_t>(n * kLanes / 2));
-    p0[n] = _mm256_mul_epu32(blocks, m0);
-  }
-  // Round 2: c3 comes out the same for all blocks.
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    const Ints c2 = _mm256_xor_si256(_mm256_srli_epi64(p0[n], 32), k.first_c2);
-    p1[n] = _mm256_mul_epu32(c2, m1);
-    c[n].w[2] = _mm256_xor_si256(p0[n], k.second_c2);
-  }
-#pragma GCC unroll 4
-  for (int n = 0; n < N; ++n) {
-    c[n].w[0] = _mm256_xor_si256(_mm256_srli_epi64(p1[n], 32), k.second_c0);
-    c[n].w[1] = p1[n];
-  }
-#pragma GCC unroll 8
-  for (int round = 2; round < kPhiloxRounds; ++round) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      p0[n] = _mm256_mul_epu32(c[n].w[0], m0);
-      p1[n] = _mm256_mul_epu32(c[n].w[2], m1);
-    }
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) {
-      const Ints high0 = _mm256_srli_epi64(p0[n], 32);
-      const Ints high1 = _mm256_srli_epi64(p1[n], 32);
-      c[n].w[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[n].w[1]), k.key0[round]);
-      c[n].w[2] = round == 2 ? _mm256_xor_si256(high0, k.third_c2)
-                             : _mm256_xor_si256(_mm256_xor_si256(high0, c[n].w[3]), k.key1[round]);
-      c[n].w[1] = p1[n];
-      c[n].w[3] = p0[n];
-    }
-  }
-}
+// A word of each block.
+struct Words {
+  Ints w[4];
+};
 
 // u of the 2 * kLanes columns of one row that the blocks serve: kLanes columns in each result.
 template <int Row>

@@ -26,6 +26,13 @@ const Isa kIsas[] = {
     {TERNGRAD_KERNELS_OF(avx2),
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
 #endif
+#if defined(TERNGRAD_HAS_AVX512)
+    {TERNGRAD_KERNELS_OF(avx512),
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     }},
+#endif
 };
 
 #undef TERNGRAD_KERNELS_OF

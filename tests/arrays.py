@@ -123,7 +123,6 @@ class Framework:
     """NumPy, and what the others have in common with it."""
 
     name = "numpy"
-    immutable = False
 
     def make(self, x: Array) -> Array:
         """Return a copy of a NumPy array as one of this framework."""
@@ -134,7 +133,7 @@ class Framework:
 
     def dtype(self, name: str) -> Any:
         """Return the framework's own dtype of that name."""
-        return ref.DTYPES.get(name, np.dtype("uint8" if name == "uint8" else "float32"))
+        return ref.DTYPES[name] if name in ref.DTYPES else np.dtype(name)
 
     def owns(self, x: Array) -> bool:
         """Whether `x` is an array of this framework."""
@@ -168,7 +167,6 @@ class Torch(Framework):
 
 class Jax(Framework):
     name = "jax"
-    immutable = True
 
     def __init__(self) -> None:
         self.jax = pytest.importorskip("jax")

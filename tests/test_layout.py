@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import reference as ref
 import terngrad_kernels as tk
 from terngrad_kernels import _core
+from terngrad_kernels import layout as layout_module
 
 EXAMPLES = (
     tk.Layout([]),
@@ -321,3 +322,15 @@ def test_ratio_comes_close_to_the_packings_own(packing: str) -> None:
     assert tk.Layout([(10**7,)], packing=packing).ratio == pytest.approx(full, rel=1e-3)
     assert tk.Layout([(10**7,)], "float64", packing).ratio == pytest.approx(2 * full, rel=1e-3)
     assert tk.Layout([(10**7,)], "bfloat16", packing).ratio == pytest.approx(full / 2, rel=1e-3)
+
+
+def test_a_layout_without_layers_has_one_spelling() -> None:
+    assert tk.Layout((), packing="base3") == tk.Layout(()) == tk.Layout((), packing=())
+
+
+def test_large_geometries_are_not_kept() -> None:
+    """A stranger's message may have any number of layers: what stays behind must not grow with them."""
+    before = layout_module._cached_geometry.cache_info().currsize
+    tk.Layout([(i,) for i in range(5000)])
+    tk.Layout([(2560 * 5000,)], block=2560)
+    assert layout_module._cached_geometry.cache_info().currsize == before

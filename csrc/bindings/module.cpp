@@ -58,6 +58,14 @@ bool is_bool(py::handle object) {
   return name == "numpy.bool" || name == "numpy.bool_";  // NumPy 2, NumPy 1
 }
 
+// An int; what does not fit becomes the nearest that does.
+Py_ssize_t whole_of(py::handle object, const char* argument) {
+  if (is_bool(object) || PyIndex_Check(object.ptr()) == 0) {
+    throw TypeError(std::string(argument) + ": expected an int, got " + type_name(object));
+  }
+  return PyNumber_AsSsize_t(object.ptr(), nullptr);
+}
+
 double number_of(py::handle object, const char* argument, const char* expected) {
   if (PyFloat_CheckExact(object.ptr()) != 0) return PyFloat_AS_DOUBLE(object.ptr());
   if (is_bool(object) || PyNumber_Check(object.ptr()) == 0 || PyComplex_Check(object.ptr()) != 0) {
@@ -82,10 +90,7 @@ Measure measure_of(py::handle clip, bool center) {
 }
 
 DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t layers) {
-  if (PyBool_Check(layer.ptr()) != 0 || PyIndex_Check(layer.ptr()) == 0) {
-    throw TypeError("layer: expected an int, got " + type_name(layer));
-  }
-  const Py_ssize_t first = PyNumber_AsSsize_t(layer.ptr(), nullptr);
+  const Py_ssize_t first = whole_of(layer, "layer");
   constexpr Py_ssize_t kWords = Py_ssize_t{1} << 31;
   if (first < 0 || first > kWords - layers) {
     throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " +
@@ -296,7 +301,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("isa", &selected_isa);
   m.def("set_isa", &select_isa);
   m.def("get_num_threads", &get_num_threads);
-  m.def("set_num_threads", &set_num_threads);
+  m.def("set_num_threads", [](py::handle n) { set_num_threads(whole_of(n, "n")); }, py::arg("n"));
   m.attr("COMPILER") = TERNGRAD_COMPILER;
   m.attr("VERSION") = TERNGRAD_VERSION;
 }

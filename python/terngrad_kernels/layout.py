@@ -93,7 +93,7 @@ def _shape(shape: Any, argument: str) -> tuple[int, ...]:
 def _packings(packing: Any, layers: int) -> str | tuple[str, ...]:
     if isinstance(packing, str):
         packing_code(packing)
-        return packing
+        return packing if layers else "two_bit"  # nothing is packed: one spelling of it
     if not isinstance(packing, Iterable):
         raise TypeError(f"packing: expected a name or one a layer, got {type(packing).__name__}")
     names = tuple(packing)
@@ -106,13 +106,17 @@ def _packings(packing: Any, layers: int) -> str | tuple[str, ...]:
     return names[0] if len(set(names)) == 1 else names
 
 
-@lru_cache(maxsize=1024)
 def _geometry(
     sizes: tuple[int, ...], packing: str | tuple[str, ...], block: int | None, shards: int, index: int | None
 ) -> _core.Layout:
     names = (packing,) if isinstance(packing, str) else packing
     codes = [PACKINGS[name] for name in names]
     return _core.Layout(list(sizes), codes, block or 0, shards, -1 if index is None else index)
+
+
+# Of small ones, so that what a stranger's messages leave behind stays below some 50 MB.
+_cached_geometry = lru_cache(maxsize=256)(_geometry)
+_CACHED_GROUPS = 1024
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,8 @@ class Layout:
             form = "flat"
         packing = _packings(packing, len(checked))
         sizes = tuple(math.prod(shape) for shape in checked)
+        groups = len(sizes) + (sum(sizes) // block if block else 0)
+        geometry = _cached_geometry if groups <= _CACHED_GROUPS else _geometry
         fields = {
             "shapes": checked,
             "dtype": dtype_name(dtype),
@@ -183,7 +189,7 @@ class Layout:
             "form": form,
             "index": index,
             # Not a dataclass field: it follows from the others.
-            "_geometry": _geometry(sizes, packing, block, shards, index),
+            "_geometry": geometry(sizes, packing, block, shards, index),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)

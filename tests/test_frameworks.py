@@ -1,0 +1,495 @@
+"""NumPy, PyTorch and JAX: the same bytes for the same values, results in the caller's framework, dtype and shape."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import (
+    DTYPES,
+    PACKINGS,
+    TERNARY,
+    Array,
+    Framework,
+    Jax,
+    Torch,
+    assert_all_same,
+    assert_same,
+    assert_same_but_nan,
+    bucket,
+    flat,
+    layer,
+)
+
+import reference as ref
+import terngrad_kernels as tk
+
+# ---- one matrix: framework x dtype x arrangement x form
+
+ARRANGEMENTS = ("contiguous", "transposed", "sliced", "offset", "broadcast", "reshaped")
+
+
+def arranged(arrangement: str, framework: Framework, x: Array) -> tuple[Any, Array]:
+    """Return an array of the framework laid out in that way (where its shape allows), and NumPy's of its values."""
+    if arrangement == "reshaped":
+        return framework.make(x.reshape(-1)).reshape(x.shape), x
+    if arrangement == "transposed" and x.ndim == 2:
+        return framework.make(x.T).T, x
+    if arrangement == "sliced" and x.ndim:
+        return framework.make(np.repeat(x, 2, axis=0))[::2], x
+    if arrangement == "offset" and x.ndim:
+        return framework.make(np.concatenate([x[:1], x]))[min(1, len(x)) :], x
+    if arrangement == "broadcast" and x.ndim and len(x):
+        return broadcast(framework, x[:1], x.shape), np.broadcast_to(x[:1], x.shape).copy()
+    return framework.make(x), x
+
+
+def broadcast(framework: Framework, x: Array, shape: tuple[int, ...]) -> Any:
+    if isinstance(framework, Torch):
+        return framework.make(x).expand(shape)
+    if isinstance(framework, Jax):
+        return framework.jax.numpy.broadcast_to(framework.make(x), shape)
+    return np.broadcast_to(x, shape)
+
+
+SHAPES = ((7, 100), (640,), (), (3, 0), (1,), (2, 3, 5, 7))
+
+
+def assert_of(framework: Framework, x: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    """Assert what a result is: of the framework, of that dtype and shape."""
+    assert framework.owns(x), type(x)
+    assert x.dtype == framework.dtype(dtype)
+    assert tuple(x.shape) == shape
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_array(framework: Framework, dtype: str, arrangement: str) -> None:
+    for shape in SHAPES:
+        x, values = arranged(arrangement, framework, layer("normal", int(np.prod(shape)), dtype).reshape(shape))
+        assert tuple(x.shape) == shape
+        for packing in PACKINGS:
+            packed = tk.encode(x, packing=packing, seed=7)
+            want = tk.encode(values, packing=packing, seed=7)
+            assert packed.layout == want.layout
+            assert_of(framework, packed.data, "uint8", want.data.shape)
+            assert_same(framework.to_numpy(packed.data), want.data)
+            decoded = tk.decode(packed)
+            assert_of(framework, decoded, dtype, shape)
+            assert_same(framework.to_numpy(decoded), tk.decode(want))
+        assert_like_numpy(framework, x, values, dtype)
+
+
+def assert_like_numpy(framework: Framework, x: Any, values: Any, dtype: str) -> None:
+    """The other operations on one array or a list of them."""
+    several = isinstance(x, list)
+    arrays, numpy_arrays = (x, values) if several else ([x], [values])
+    shapes = [v.shape for v in numpy_arrays]
+    scales, want_scales = tk.scales(x), tk.scales(values)
+    for got, want in zip(scales, want_scales, strict=True):
+        assert_of(framework, got, "float32", (len(arrays),))
+        assert_same(framework.to_numpy(got), want)
+    clipped, want_clipped = tk.clip(x, scales=scales), tk.clip(values, scales=want_scales)
+    (trits, scale), (want_trits, want_scale) = tk.ternarize(x, seed=7), tk.ternarize(values, seed=7)
+    assert_of(framework, scale, "float32", (len(arrays),))
+    assert_same(framework.to_numpy(scale), want_scale)
+    for results, wanted, name in ((clipped, want_clipped, dtype), (trits, want_trits, "int8")):
+        for got, want, shape in zip(*((results, wanted) if several else ([results], [wanted])), shapes, strict=True):
+            assert_of(framework, got, name, shape)
+            assert_same(framework.to_numpy(got), want)
+
+
+def lists_of(framework: Framework, dtype: str) -> tuple[list[Any], list[Array]]:
+    layers = bucket([int(np.prod(shape)) for shape in SHAPES], dtype)
+    shaped = [x.reshape(shape) for x, shape in zip(layers, SHAPES, strict=True)]
+    pairs = [arranged(name, framework, x) for name, x in zip(ARRANGEMENTS, shaped, strict=True)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_list(framework: Framework, dtype: str) -> None:
+    x, values = lists_of(framework, dtype)
+    names = ["two_bit", "base3", "float32"] * 2
+    for kind in (list, tuple):
+        packed = tk.encode(kind(x), packing=names, seed=7)
+        want = tk.encode(values, packing=names, seed=7)
+        assert packed.layout == want.layout
+        assert_of(framework, packed.data, "uint8", want.data.shape)
+        assert_same(framework.to_numpy(packed.data), want.data)
+    decoded = tk.decode(packed)
+    assert isinstance(decoded, list)
+    for got, shape in zip(decoded, SHAPES, strict=True):
+        assert_of(framework, got, dtype, shape)
+    assert_all_same([framework.to_numpy(got) for got in decoded], tk.decode(want))
+    assert_like_numpy(framework, x, values, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", ["flat", "list"])
+def test_a_flat_array_with_a_layout(framework: Framework, dtype: str, form: str) -> None:
+    sizes = (5200, 0, 33)
+    values = flat(bucket(sizes, dtype))
+    for shards in (1, 3):
+        layout = tk.Layout([(n,) for n in sizes], dtype, ["two_bit", "float32", "base3"], 2560, shards, form)
+        x = framework.make(values)
+        packed, want = tk.encode(x, layout=layout), tk.encode(values, layout=layout)
+        assert packed.layout is layout
+        assert_of(framework, packed.data, "uint8", (layout.nbytes,))
+        assert_same(framework.to_numpy(packed.data), want.data)
+        decoded = tk.decode(packed)
+        parts, wanted = (decoded, tk.decode(want)) if form == "list" else ([decoded], [tk.decode(want)])
+        for part, size in zip(parts, sizes if form == "list" else (values.size,), strict=True):
+            assert_of(framework, part, dtype, (size,))
+        assert_all_same([framework.to_numpy(part) for part in parts], wanted)
+
+
+@pytest.mark.parametrize("packing", TERNARY)
+def test_pack_and_unpack(framework: Framework, packing: str) -> None:
+    trits = np.random.default_rng(0).integers(-1, 2, (33, 21)).astype(np.int8)
+    cases = [arranged(name, framework, trits) for name in ARRANGEMENTS]
+    for x, values in (*cases, (framework.make(trits[:0]), trits[:0])):
+        payload = tk.pack(x, packing=packing)
+        want = tk.pack(values, packing=packing)
+        assert_of(framework, payload, "uint8", want.shape)
+        assert_same(framework.to_numpy(payload), want)
+        unpacked = tk.unpack(payload, shape=values.shape, packing=packing)
+        assert_of(framework, unpacked, "int8", values.shape)
+        assert_same(framework.to_numpy(unpacked), values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decode_to_other_dtypes(framework: Framework, dtype: str) -> None:
+    x = layer("normal", 700)
+    packed, want = tk.encode(framework.make(x)), tk.encode(x)
+    for given in (dtype, framework.dtype(dtype), ref.DTYPES[dtype]):
+        for got in (tk.decode(packed, dtype=given), tk.decode_sum([packed], dtype=given)):
+            assert_of(framework, got, dtype, (700,))
+        assert_same(framework.to_numpy(tk.decode(packed, dtype=given)), tk.decode(want, dtype=dtype))
+
+
+def test_messages_of_several_workers(framework: Framework) -> None:
+    values = [layer("normal", 700, seed=i).reshape(7, 100) for i in range(4)]
+    packed = [tk.encode(framework.make(x), seed=i) for i, x in enumerate(values)]
+    want = tk.decode_sum([tk.encode(x, seed=i) for i, x in enumerate(values)], weights=[0.25] * 4)
+    rows = framework.make(np.stack([framework.to_numpy(p.data) for p in packed]))
+    for messages in (packed, tuple(packed), tk.Packed(packed[0].layout, rows)):
+        mean = tk.decode_sum(messages, weights=[0.25] * 4)
+        assert_of(framework, mean, "float32", (7, 100))
+        assert_same(framework.to_numpy(mean), want)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"], indirect=True)
+def test_outputs(framework: Framework) -> None:
+    x = framework.make(layer("normal", 700).reshape(7, 100))
+    packed = tk.encode(x)
+    message = framework.make(np.zeros(packed.layout.nbytes, np.uint8))
+    assert tk.encode(x, out=message).data is message
+    assert_same(framework.to_numpy(message), framework.to_numpy(packed.data))
+    out = framework.make(np.ones((7, 100), np.float64))
+    assert tk.decode(packed, out=out, accumulate=True, weight=0.5) is out
+    want = np.float32(1) + np.float32(0.5) * framework.to_numpy(tk.decode(packed))
+    assert_same(framework.to_numpy(out), want.astype(np.float64))
+    want = framework.to_numpy(tk.clip(x))
+    assert tk.clip(x, out=x) is x
+    assert_same(framework.to_numpy(x), want)
+    part = framework.make(np.zeros((9, 100), np.float32))
+    tk.decode(packed, out=part[1:-1])
+    assert_same(framework.to_numpy(part[1:-1]), framework.to_numpy(tk.decode(packed)))
+
+
+def test_parts_of_a_message(framework: Framework) -> None:
+    x = [framework.make(v) for v in bucket((700, 33))]
+    packed, want = tk.encode(x), tk.encode(bucket((700, 33)))
+    assert_of(framework, packed.scales, "float32", (2,))
+    assert_of(framework, packed.payload, "uint8", want.payload.shape)
+    assert_same(framework.to_numpy(packed.scales), want.scales)
+    assert_same(framework.to_numpy(packed.payload), want.payload)
+    tk.validate(packed)
+
+
+# ---- scaler sharing, as a training step does it
+
+
+def test_scaler_sharing(framework: Framework) -> None:
+    workers = [bucket((700, 2600), seed=10 * w) for w in range(3)]
+    own = [tk.scales([framework.make(x) for x in layers]) for layers in workers]
+    shared = np.max([framework.to_numpy(scales.scale) for scales in own], axis=0)
+    for layers, scales in zip(workers, own, strict=True):
+        arrays = [framework.make(x) for x in layers]
+        packed = tk.encode(arrays, scales=scales._replace(scale=framework.make(shared)))
+        assert_same(framework.to_numpy(packed.scales), shared)
+        assert_same(framework.to_numpy(packed.data), ref.encode(layers, scales=(shared, ref.scales(layers)[1])))
+
+
+# ---- seeds
+
+
+def test_seeds_as_arrays(framework: Framework) -> None:
+    x = layer("normal", 3000)
+    seed, offset = 0x0123456789ABCDEF, 2**64 - 5
+    want = tk.encode(x, seed=seed, offset=offset).data
+    halves = [np.array([word % 2**32, word >> 32], np.uint32) for word in (seed, offset)]
+    wholes = [np.array(word, np.uint64).astype(np.int64) for word in (seed, offset)]
+    for words in (halves, wholes, [halves[0], wholes[1]]):
+        for numbers in ([framework.make(word) for word in words], words):
+            packed = tk.encode(framework.make(x), seed=numbers[0], offset=numbers[1])
+            assert_same(framework.to_numpy(packed.data), want)
+    trits, _ = tk.ternarize(framework.make(x), seed=framework.make(halves[0]))
+    assert_same(framework.to_numpy(trits), tk.ternarize(x, seed=seed)[0])
+
+
+def test_jax_keys_are_seeds_without_64_bit_types() -> None:
+    jax = pytest.importorskip("jax")
+    assert not jax.config.jax_enable_x64
+    key = jax.random.key_data(jax.random.key(7))
+    low, high = (int(word) for word in key)
+    x = layer("normal", 3000)
+    assert_same(np.asarray(tk.encode(jax.numpy.asarray(x), seed=key).data), tk.encode(x, seed=low + (high << 32)).data)
+    # And a decoding into what JAX has only with 64-bit types comes in what it has.
+    assert tk.decode(tk.encode(jax.numpy.asarray(x)), dtype="float64").dtype == jax.numpy.float32
+
+
+# ---- PyTorch's own ways
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch")
+
+
+def test_tensors_that_require_grad(torch: Any) -> None:
+    """They are data: nothing is recorded, nothing is changed."""
+    x = torch.randn(700)
+    want = tk.encode(x).data
+    leaf = x.clone().requires_grad_()
+    for tensor in (leaf, torch.nn.Parameter(x.clone()), leaf * 1, (2 * leaf).view(7, 100) / 2):
+        packed = tk.encode(tensor)
+        assert torch.equal(packed.data, want)
+        assert not packed.data.requires_grad
+        assert not tk.decode(packed).requires_grad
+        assert not tk.clip(tensor).requires_grad
+    leaf.sum().backward()
+    assert torch.equal(tk.encode(leaf.grad, clip=None).scales, torch.ones(1))
+    out = torch.zeros(700, requires_grad=True)
+    assert tk.decode(packed, out=out) is out
+    assert torch.equal(out.detach(), tk.decode(packed).view(-1))
+    with torch.inference_mode():
+        assert torch.equal(tk.encode(x * 1).data, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lazy_views(torch: Any, dtype: str) -> None:
+    z = torch.view_as_complex(torch.randn(700, 2).double())
+    negative = torch._neg_view(z.real.to(getattr(torch, dtype)))
+    assert negative.is_neg()
+    assert torch.equal(tk.encode(negative).data, tk.encode(negative.resolve_neg().clone()).data)
+    imaginary = z.conj().imag
+    assert imaginary.is_neg()
+    assert torch.equal(tk.encode(imaginary).data, tk.encode(imaginary.clone().resolve_neg()).data)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_last(torch: Any, dtype: str) -> None:
+    """Row-major order counts, whatever the strides are."""
+    x = torch.randn(2, 3, 5, 7).to(getattr(torch, dtype))
+    last = x.to(memory_format=torch.channels_last)
+    assert not last.is_contiguous()
+    packed = tk.encode(last, seed=3)
+    assert torch.equal(packed.data, tk.encode(x, seed=3).data)
+    decoded = tk.decode(packed)
+    assert decoded.is_contiguous()
+    assert decoded.shape == x.shape
+    assert torch.equal(tk.clip(last), tk.clip(x))
+
+
+def test_subclasses_of_tensors(torch: Any) -> None:
+    class Named(torch.Tensor):  # type: ignore[misc]
+        pass
+
+    x = torch.randn(700)
+    packed = tk.encode(x.as_subclass(Named))
+    assert torch.equal(packed.data, tk.encode(x).data)
+    assert torch.equal(tk.decode(packed), tk.decode(tk.encode(x)))
+
+
+def test_tensors_in_shared_memory(torch: Any) -> None:
+    x = torch.randn(700).share_memory_()
+    assert torch.equal(tk.encode(x).data, tk.encode(x.clone()).data)
+
+
+# ---- NumPy's own ways
+
+
+def test_subclasses_of_arrays() -> None:
+    x = layer("normal", 12).reshape(3, 4)
+    for kind in (np.matrix, type("Own", (np.ndarray,), {})):
+        other = x.view(kind)
+        assert_same(tk.encode(other).data, tk.encode(x).data)
+
+
+def test_arrays_that_are_not_aligned_or_not_writable() -> None:
+    x = layer("normal", 700)
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    odd = memory[1:].view(np.float32)
+    odd[:] = x
+    odd.flags.writeable = False
+    assert not odd.flags.aligned
+    assert_same(tk.encode(odd).data, tk.encode(x).data)
+    mapped = np.frombuffer(x.tobytes(), np.float32)
+    assert_same(tk.encode(mapped).data, tk.encode(x).data)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_order_of_axes(dtype: str) -> None:
+    x = layer("normal", 4 * 5 * 6, dtype).reshape(4, 5, 6)
+    for view in (x[::-1], x[:, ::-1, ::2], x.transpose(2, 0, 1), np.asfortranarray(x), x[..., None].swapaxes(0, 3)):
+        packed = tk.encode(view)
+        assert_same(packed.data, tk.encode(view.copy()).data)
+        assert tk.decode(packed).shape == view.shape
+
+
+def test_ml_dtypes_bfloat16() -> None:
+    import ml_dtypes
+
+    x = layer("normal", 700).astype(ml_dtypes.bfloat16)
+    packed = tk.encode(x)
+    assert packed.layout.dtype == "bfloat16"
+    decoded = tk.decode(packed)
+    assert decoded.dtype == ml_dtypes.bfloat16
+    assert_same_but_nan(decoded, ref.decode(packed.data, [700], dtype="bfloat16")[0])
+
+
+# ---- JAX's own ways
+
+
+def test_jax_results_live_on() -> None:
+    """They are arrays like others: in jitted functions, after what they came from is gone, donated."""
+    jax = pytest.importorskip("jax")
+    jnp = jax.numpy
+    x = jnp.asarray(layer("normal", 700))
+    packed = tk.encode(x)
+    decoded = tk.decode(packed)
+    want = np.asarray(decoded).copy()
+    data = packed.data
+    del packed
+    assert_same(np.asarray(jax.jit(lambda v: v + 0)(decoded)), want)
+    assert_same(np.asarray(decoded), want)
+    assert decoded.devices() == x.devices()
+    assert int(jnp.sum(data, dtype=jnp.uint32)) == int(np.asarray(data).sum(dtype=np.uint32))
+    assert_same(np.asarray(jax.jit(lambda v: 2 * v, donate_argnums=0)(decoded)), 2 * want)
+    again = tk.decode_sum([tk.Packed(tk.encode(x).layout, data)] * 2)
+    assert_same(np.asarray(again), 2 * want)
+
+
+def test_jax_views_of_numpy_memory() -> None:
+    jax = pytest.importorskip("jax")
+    values = layer("normal", 700)
+    packed = tk.encode(jax.numpy.asarray(values))
+    assert_same(np.asarray(packed.data), tk.encode(values).data)
+
+
+# ---- pytrees: data is the leaf, the layout is static
+
+
+def test_packed_is_a_jax_pytree() -> None:
+    jax = pytest.importorskip("jax")
+    packed = tk.encode(jax.numpy.ones((7, 100)))
+    leaves, structure = jax.tree_util.tree_flatten({"message": packed})
+    assert [leaf is packed.data for leaf in leaves] == [True]
+    again = jax.tree_util.tree_unflatten(structure, leaves)["message"]
+    assert again.layout == packed.layout
+    assert structure == jax.tree_util.tree_structure({"message": tk.encode(jax.numpy.zeros((7, 100)))})
+    assert structure != jax.tree_util.tree_structure({"message": tk.encode(jax.numpy.zeros(700))})
+    through = jax.jit(lambda p: p)(packed)
+    assert isinstance(through, tk.Packed)
+    assert through.layout == packed.layout
+    assert_same(np.asarray(tk.decode(through)), np.asarray(tk.decode(packed)))
+    stacked = jax.tree_util.tree_map(lambda *rows: jax.numpy.stack(rows), packed, packed)
+    assert_same(np.asarray(tk.decode_sum(stacked)), 2 * np.asarray(tk.decode(packed)))
+
+
+def test_packed_is_a_torch_pytree(torch: Any) -> None:
+    import torch.utils._pytree as pytree
+
+    packed = tk.encode(torch.ones(7, 100))
+    leaves, structure = pytree.tree_flatten([packed, 5])
+    assert leaves[0] is packed.data
+    assert leaves[1] == 5
+    again = pytree.tree_unflatten(leaves, structure)[0]
+    assert isinstance(again, tk.Packed)
+    assert again.layout == packed.layout
+    copied = pytree.tree_map_only(torch.Tensor, torch.clone, packed)
+    assert torch.equal(tk.decode(copied), tk.decode(packed))
+
+
+def test_scales_are_a_tuple_to_everyone(framework: Framework) -> None:
+    scales = tk.scales(framework.make(layer("normal", 700)))
+    assert isinstance(scales, tuple)
+    assert scales._fields == ("scale", "limit")
+    again = pickle.loads(pickle.dumps(scales))
+    assert type(again) is tk.Scales
+
+
+def test_packed_is_pickled_with_its_layout(framework: Framework) -> None:
+    packed = tk.encode(framework.make(layer("normal", 700)))
+    again = pickle.loads(pickle.dumps(packed))
+    assert again.layout == packed.layout
+    assert framework.owns(again.data)
+    assert again != packed  # by identity: bytes are compared as bytes
+    assert packed == packed
+    assert len({packed, again}) == 2
+    assert_same(framework.to_numpy(again.data), framework.to_numpy(packed.data))
+
+
+# ---- the import
+
+FRAMEWORKS = ("torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "ml_dtypes", "scipy")
+
+
+def run_python(code: str) -> str:
+    """Return what a fresh process prints."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_import_loads_no_framework() -> None:
+    """Nor does the work on NumPy arrays, of which bfloat16 takes ml_dtypes along by itself."""
+    shown = f"print([name for name in {FRAMEWORKS} if name in sys.modules])"
+    assert run_python(f"import sys, terngrad_kernels; {shown}") == "[]"
+    work = "tk.decode(tk.encode(numpy.ones(9, 'f4'))); tk.build_info()"
+    assert run_python(f"import sys, numpy, terngrad_kernels as tk; {work}; {shown}") == "[]"
+
+
+@pytest.mark.parametrize("order", ["torch, jax", "terngrad_kernels, jax, torch"])
+def test_frameworks_in_any_order(order: str) -> None:
+    for name in ("torch", "jax"):
+        pytest.importorskip(name)
+    code = f"""
+import numpy, {order}
+import terngrad_kernels as tk
+x = numpy.linspace(-1, 1, 1000, dtype="f4")
+print(len({{bytes(numpy.asarray(tk.encode(v).data)) for v in (x, torch.from_numpy(x), jax.numpy.asarray(x))}}))
+"""
+    assert run_python(code) == "1"
+
+
+def test_the_import_is_quick() -> None:
+    """What it adds to NumPy's own import: a few hundredths of a second; the bound is for busy machines."""
+    code = (
+        "import time, numpy; start = time.perf_counter(); import terngrad_kernels; print(time.perf_counter() - start)"
+    )
+    assert min(float(run_python(code)) for _ in range(3)) < 0.5
+
+
+def test_one_call_is_quick(framework: Framework) -> None:
+    """A small encode takes microseconds; the bound only tells it from what looks for something in vain each time."""
+    x = framework.make(layer("normal", 1024))
+    tk.encode(x)
+    start = time.perf_counter()
+    for _ in range(200):
+        tk.encode(x)
+    assert (time.perf_counter() - start) / 200 < 5e-3

@@ -46,6 +46,11 @@ def test_scales(measure: Callable[..., Any], x: Any) -> None:
     measure(lambda: tk.scales(x), x.size)
 
 
+def test_peer_numpy_packed(measure: Callable[..., Any], x: Any) -> None:
+    rng = np.random.default_rng(0)
+    measure(lambda: peers.numpy_encode(x, rng), x.size, peer=True)
+
+
 def test_peer_numpy(measure: Callable[..., Any], x: Any) -> None:
     rng = np.random.default_rng(0)
     measure(lambda: peers.numpy_ternarize(x, rng), x.size, peer=True)

@@ -96,24 +96,35 @@ TERNGRAD_SIMD void decode_as(const uint8_t* payload, Packing packing, int64_t n,
                 });
 }
 
-// Adds all terms to the sums of kLanes columns of a two-bit tile, which stay in registers.
-template <class T>
-TERNGRAD_SIMD void add_two_bit_columns(const Terms& terms, int64_t byte, int64_t index, bool fresh, void* out) {
-  Floats sums[4];
+// Adds all terms to one row of a two-bit tile, some columns at a time, whose sums stay in registers. Row by row, so
+// that `out` is written in the order of its addresses.
+template <class T, int Row>
+TERNGRAD_SIMD void add_two_bit_row(const Terms& terms, int64_t tile, bool fresh, bool past_caches, void* out) {
+  constexpr int64_t kVectors = 4;
+  for (int64_t column = 0; column < kColumns; column += kVectors * kLanes) {
+    const int64_t index = tile * kTwoBitTile + Row * kColumns + column;
+    Floats sums[kVectors];
 #pragma GCC unroll 4
-  for (int64_t row = 0; row < 4; ++row) {
-    sums[row] = fresh ? all_floats(0.0f) : load_floats<T>(out, index + row * kColumns);
-  }
-  for (int64_t term = 0; term < terms.count; ++term) {
-    const Floats table = worth_table(terms.worth[term]);
-    const Ints codes = load_bytes_wide(terms.payloads[term] + byte);
-    sums[0] = add(sums[0], look_up<0>(table, codes));
-    sums[1] = add(sums[1], look_up<1>(table, codes));
-    sums[2] = add(sums[2], look_up<2>(table, codes));
-    sums[3] = add(sums[3], look_up<3>(table, codes));
-  }
+    for (int64_t i = 0; i < kVectors; ++i) {
+      sums[i] = fresh ? all_floats(0.0f) : load_floats<T>(out, index + i * kLanes);
+    }
+    for (int64_t term = 0; term < terms.count; ++term) {
+      const Floats table = worth_table(terms.worth[term]);
+      const uint8_t* bytes = terms.payloads[term] + tile * kColumns + column;
 #pragma GCC unroll 4
-  for (int64_t row = 0; row < 4; ++row) store_floats<T>(out, index + row * kColumns, sums[row]);
+      for (int64_t i = 0; i < kVectors; ++i) {
+        sums[i] = add(sums[i], look_up<Row>(table, load_bytes_wide(bytes + i * kLanes)));
+      }
+    }
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kVectors; ++i) {
+      if (past_caches) {
+        stream_floats(static_cast<float*>(out) + index + i * kLanes, sums[i]);
+      } else {
+        store_floats<T>(out, index + i * kLanes, sums[i]);
+      }
+    }
+  }
 }
 
 // Everything but whole two-bit tiles: a unit's sums in float32, term after term.
@@ -148,11 +159,15 @@ void decode_sum(const Terms& terms, Packing packing, int64_t n, bool fresh, DTyp
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
     const int64_t tiles = packing == Packing::two_bit ? n / kTwoBitTile : 0;
+    // What is added to has been read, so it is in the caches.
+    const bool past_caches = fresh && streams<T>(out, tiles * kTwoBitTile);
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      for (int64_t column = 0; column < kColumns; column += kLanes) {
-        add_two_bit_columns<T>(terms, tile * kColumns + column, tile * kTwoBitTile + column, fresh, out);
-      }
+      add_two_bit_row<T, 0>(terms, tile, fresh, past_caches, out);
+      add_two_bit_row<T, 1>(terms, tile, fresh, past_caches, out);
+      add_two_bit_row<T, 2>(terms, tile, fresh, past_caches, out);
+      add_two_bit_row<T, 3>(terms, tile, fresh, past_caches, out);
     }
+    if (past_caches) stores_end();
     add_units<T>(terms, packing, tiles * kTwoBitTile, n, fresh, out);
   });
 }

@@ -808,3 +808,28 @@ def test_the_number_of_threads_changes_no_other_result() -> None:
     got_trits, got_scale = tk.ternarize(layers, **DRAW)
     assert_all_same(got_trits, trits)
     assert_same(got_scale, scale)
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "misaligned"])
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("threads", [1], indirect=True)
+def test_large_outputs(shift: int) -> None:
+    """From 16 MiB on, aligned float32 outputs are written past the caches: by other code, so the same bits again."""
+    n = 4 * 1024 * 1024 + 512 * 3 + 77
+    x = np.random.default_rng(5).standard_normal(n, dtype=np.float32)
+    messages = [tk.encode(x, seed=seed) for seed in range(3)]
+    memory = np.full(n + 64, np.nan, np.float32)
+    start = -memory.ctypes.data // 4 % 16 + shift
+    out = memory[start : start + n]
+    weights = [0.25, -1.5, 3.0]
+    units = [ref.unpack(np.asarray(m.payload[: -(-n // 4)]), n, "two_bit").astype(np.float32) for m in messages]
+    scale = messages[0].scales[0]
+    tk.decode(messages[0], out=out, weight=0.25)
+    assert out.tobytes() == (np.float32(0.25) * scale * units[0]).tobytes()
+    tk.decode_sum(messages, weights=weights, out=out)
+    want = np.zeros(n, np.float32)
+    for weight, trits in zip(weights, units, strict=True):
+        want += np.float32(weight) * scale * trits  # the product is exact: an addition is the fma
+    assert out.tobytes() == want.tobytes()
+    assert np.isnan(memory[:start]).all()
+    assert np.isnan(memory[start + n :]).all()

@@ -171,6 +171,14 @@ class Jax(Framework):
     def __init__(self) -> None:
         self.jax = pytest.importorskip("jax")
 
+    def with_64_bits(self) -> Any:
+        """Return a context in which JAX has types of 64 bits."""
+        if hasattr(self.jax, "enable_x64"):
+            return self.jax.enable_x64(True)
+        from jax.experimental import enable_x64  # where it was in older versions
+
+        return enable_x64(True)
+
     def make(self, x: Array) -> Array:
         return self.jax.numpy.array(x)
 

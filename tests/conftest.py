@@ -43,5 +43,5 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def framework(request: pytest.FixtureRequest) -> Iterator[arrays.Framework]:
     """Each framework that is installed; JAX with 64-bit types, which it has only on request."""
     made = arrays.FRAMEWORKS[request.param]()
-    with made.jax.enable_x64(True) if isinstance(made, arrays.Jax) else nullcontext():
+    with made.with_64_bits() if isinstance(made, arrays.Jax) else nullcontext():
         yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import make_golden
@@ -16,14 +15,6 @@ from terngrad_kernels import _core, selftest
 GOLDEN = selftest.load()
 CHUNK = 16
 CHUNKS = [GOLDEN["cases"][k : k + CHUNK] for k in range(0, len(GOLDEN["cases"]), CHUNK)]
-
-
-@pytest.fixture(params=_core.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.set_isa(request.param)
-    yield request.param
-    _core.set_isa(before)
 
 
 def _name(chunk: list[dict[str, Any]]) -> str:

@@ -13,8 +13,6 @@ namespace terngrad {
 namespace avx2 {
 namespace {
 
-#define TERNGRAD_SIMD static inline __attribute__((always_inline))
-
 constexpr int64_t kLanes = 8;
 
 using Floats = __m256;
@@ -22,11 +20,7 @@ using Ints = __m256i;
 using Bytes = __m256i;  // 4 * kLanes of them
 using Signs = __m256i;  // one for each of 4 * kLanes columns: the top bit of a byte
 
-// ---- memory
-
-TERNGRAD_SIMD const unsigned char* at(const void* base, int64_t bytes) {
-  return static_cast<const unsigned char*>(base) + bytes;
-}
+// ---- memory: simd.h turns these into load_floats<T>(base, index) and store_floats<T>(base, index, values)
 
 TERNGRAD_SIMD Floats load_floats(const float*, const unsigned char* from) {
   return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
@@ -42,12 +36,6 @@ TERNGRAD_SIMD Floats load_floats(const double*, const unsigned char* from) {
   const __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(reinterpret_cast<const double*>(from)));
   const __m128 high = _mm256_cvtpd_ps(_mm256_loadu_pd(reinterpret_cast<const double*>(from + 32)));
   return _mm256_set_m128(high, low);
-}
-
-// kLanes elements of type T, widened. NaN stays some NaN.
-template <class T>
-TERNGRAD_SIMD Floats load_floats(const void* base, int64_t index) {
-  return load_floats(static_cast<const T*>(nullptr), at(base, index * static_cast<int64_t>(sizeof(T))));
 }
 
 // NaNs of `values` as the bits of `nan`.
@@ -84,13 +72,6 @@ TERNGRAD_SIMD void store_floats(double*, unsigned char* to, Floats values) {
   }
 }
 
-// kLanes elements, rounded to T.
-template <class T>
-TERNGRAD_SIMD void store_floats(void* base, int64_t index, Floats values) {
-  store_floats(static_cast<T*>(nullptr), static_cast<unsigned char*>(base) + index * static_cast<int64_t>(sizeof(T)),
-               values);
-}
-
 // Past the caches, for what is not read again soon. `to` is a multiple of kStreamAlignment, which is what large
 // allocations have; stores_end() comes before the memory is given away.
 constexpr uintptr_t kStreamAlignment = 16;
@@ -105,12 +86,6 @@ TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(stat
 // kLanes bytes, one a lane.
 TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
-}
-
-// An address may lie beyond the array: prefetches do not fault. (Computed as an integer, where that is defined.)
-TERNGRAD_SIMD void prefetch(const void* base, int64_t bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes);
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
 // ---- arithmetic

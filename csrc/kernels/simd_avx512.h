@@ -10,8 +10,6 @@ namespace terngrad {
 namespace avx512 {
 namespace {
 
-#define TERNGRAD_SIMD static inline __attribute__((always_inline))
-
 constexpr int64_t kLanes = 16;
 
 using Floats = __m512;
@@ -20,10 +18,6 @@ using Bytes = __m512i;
 using Signs = __m512i;
 
 // ---- memory
-
-TERNGRAD_SIMD const unsigned char* at(const void* base, int64_t bytes) {
-  return static_cast<const unsigned char*>(base) + bytes;
-}
 
 TERNGRAD_SIMD Floats load_floats(const float*, const unsigned char* from) { return _mm512_loadu_ps(from); }
 TERNGRAD_SIMD Floats load_floats(const Half*, const unsigned char* from) {
@@ -37,11 +31,6 @@ TERNGRAD_SIMD Floats load_floats(const double*, const unsigned char* from) {
   const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));
   const __m256 high = _mm512_cvtpd_ps(_mm512_loadu_pd(from + 64));
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
-}
-
-template <class T>
-TERNGRAD_SIMD Floats load_floats(const void* base, int64_t index) {
-  return load_floats(static_cast<const T*>(nullptr), at(base, index * static_cast<int64_t>(sizeof(T))));
 }
 
 TERNGRAD_SIMD Ints with_nan(Ints bits, Floats values, int nan) {
@@ -72,12 +61,6 @@ TERNGRAD_SIMD void store_floats(double*, unsigned char* to, Floats values) {
   }
 }
 
-template <class T>
-TERNGRAD_SIMD void store_floats(void* base, int64_t index, Floats values) {
-  store_floats(static_cast<T*>(nullptr), static_cast<unsigned char*>(base) + index * static_cast<int64_t>(sizeof(T)),
-               values);
-}
-
 constexpr uintptr_t kStreamAlignment = 16;
 TERNGRAD_SIMD void stream_floats(float* to, Floats values) {
   _mm_stream_ps(to, _mm512_castps512_ps128(values));
@@ -91,11 +74,6 @@ TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm512_storeu_si512(to, 
 
 TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
-}
-
-TERNGRAD_SIMD void prefetch(const void* base, int64_t bytes) {
-  const auto address = reinterpret_cast<uintptr_t>(base) + static_cast<uintptr_t>(bytes);
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
 // ---- arithmetic

@@ -147,7 +147,6 @@ void define_layout(py::module_& m) {
                       int64_t index) { return Layout(std::move(sizes), packings_of(packings), block, shards, index); }),
           py::arg("sizes"), py::arg("packings"), py::arg("block"), py::arg("shards"), py::arg("index"))
       .def_property_readonly("sizes", &Layout::sizes)
-      .def_property_readonly("starts", &Layout::starts)
       .def_property_readonly("size", &Layout::size)
       .def_property_readonly("nbytes", &Layout::nbytes)
       .def_property_readonly("groups", &Layout::groups)

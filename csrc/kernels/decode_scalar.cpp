@@ -27,8 +27,8 @@ void for_each_value(const uint8_t* payload, Packing packing, int64_t n, const F&
 void decode(const uint8_t* payload, Packing packing, int64_t n, float worth, DType dtype, void* out) {
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
-    const bool copied = packing == Packing::float32 && worth == 1.0f;
-    for_each_value(payload, packing, n, [&](int64_t i, float t) { store_float<T>(out, i, copied ? t : worth * t); });
+    if (packing == Packing::float32) return decode_carried<T>(payload, n, worth, out);
+    for_each_value(payload, packing, n, [&](int64_t i, float t) { store_float<T>(out, i, worth * t); });
   });
 }
 

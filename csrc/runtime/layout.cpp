@@ -72,7 +72,6 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
     const int64_t n = sizes_[static_cast<size_t>(layer)];
     const Packing packing = packing_of(layer);
     const int64_t weight = weight_of(packing);
-    starts_.push_back(at);
     for (int64_t begin = 0; begin == 0 || begin < n; begin += block) {
       const int64_t end = block == 0 ? n : std::min(n, begin + block);
       for (int64_t first = begin; first == begin || first < end;) {
@@ -114,7 +113,6 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
     nbytes_ = common;
     size_ = groups_ = 0;
     std::fill(sizes_.begin(), sizes_.end(), 0);
-    starts_.clear();
   }
   for_each_shard([&](size_t begin, size_t end) {
     const int64_t shard = cuts[begin].shard;
@@ -132,7 +130,6 @@ Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_
         piece.at = size_;
         piece.group = groups_++;
         sizes_[static_cast<size_t>(piece.layer)] += piece.size;
-        starts_.push_back(size_);
       }
       size_ += piece.size;
       gap_until(payload_at);

@@ -19,8 +19,6 @@ class TERNGRAD_API Layout {
   const std::vector<Piece>& pieces() const { return pieces_; }
   // Elements of each layer that lie in this layout.
   const std::vector<int64_t>& sizes() const { return sizes_; }
-  // Where each layer (each piece, in the layout of a shard) begins in the flat array.
-  const std::vector<int64_t>& starts() const { return starts_; }
   // Byte ranges [begin, end) of the message that hold neither scales nor payload, and are 0.
   const std::vector<std::pair<int64_t, int64_t>>& gaps() const { return gaps_; }
   int64_t layers() const { return static_cast<int64_t>(sizes_.size()); }
@@ -32,7 +30,6 @@ class TERNGRAD_API Layout {
 
  private:
   std::vector<int64_t> sizes_;
-  std::vector<int64_t> starts_;
   std::vector<Piece> pieces_;
   std::vector<std::pair<int64_t, int64_t>> gaps_;
   int64_t size_ = 0;

@@ -99,6 +99,13 @@ DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t l
   return DrawBase{word_of(seed, "seed"), word_of(offset, "offset"), static_cast<uint32_t>(first)};
 }
 
+std::vector<double> weights_of(const py::tuple& weights) {
+  std::vector<double> factors;
+  factors.reserve(weights.size());
+  for (const py::handle weight : weights) factors.push_back(number_of(weight, "weights", "numbers"));
+  return factors;
+}
+
 // (scale, limit), or None.
 class HeldScales {
  public:
@@ -128,7 +135,7 @@ py::tuple pieces_of(const Layout& layout) {
 }
 
 Packing packing_of(int code) {
-  if (code < 0 || code > static_cast<int>(Packing::float32))
+  if (code < 0 || code > static_cast<int>(Packing::counts16))
     throw ValueError("packing: unknown code " + std::to_string(code));
   return static_cast<Packing>(code);
 }
@@ -203,12 +210,35 @@ void define_operations(py::module_& m) {
   m.def("decode_sum", [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle out) {
     const HeldArrays inputs(messages, "messages");
     const HeldArrays outputs(out, "out");
-    std::vector<double> factors;
-    factors.reserve(weights.size());
-    for (const py::handle weight : weights) factors.push_back(number_of(weight, "weights", "numbers"));
+    const std::vector<double> factors = weights_of(weights);
     const py::gil_scoped_release released;
     decode_sum(layout, inputs.arrays(), factors, outputs.arrays());
   });
+  m.def("sum_trits", [](const py::list& messages, const Layout& result, py::handle out) {
+    std::vector<HeldArray> held;
+    std::vector<Summand> summands;
+    held.reserve(messages.size());
+    for (const py::handle message : messages) {
+      const auto parts = py::cast<py::tuple>(message);
+      held.emplace_back(parts[1], "messages", static_cast<int64_t>(held.size()));
+      summands.push_back(Summand{parts[0].cast<const Layout*>(), held.back().array, parts[2].cast<int64_t>()});
+    }
+    const HeldArray data(out, "out");
+    const py::gil_scoped_release released;
+    sum_trits(summands, result, data.array);
+  });
+  m.def("repack",
+        [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle clip, py::handle passed,
+           py::handle seed, py::handle offset, py::handle layer, const Layout& result, py::handle out) {
+          const HeldArrays inputs(messages, "messages");
+          const std::vector<double> factors = weights_of(weights);
+          const HeldArray data(out, "out");
+          const HeldScales held(passed);
+          const Measure measure = measure_of(clip, false);
+          const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+          const py::gil_scoped_release released;
+          repack(layout, inputs.arrays(), factors, measure, held.get(), draw, result, data.array);
+        });
   m.def("pack", [](py::handle trits, int packing, py::handle out) {
     const HeldArray from(trits, "trits");
     const HeldArray to(out, "out");
@@ -223,10 +253,10 @@ void define_operations(py::module_& m) {
     const py::gil_scoped_release released;
     unpack(from.array, form, to.array);
   });
-  m.def("validate", [](const Layout& layout, py::handle data) {
+  m.def("validate", [](const Layout& layout, py::handle data, int64_t workers) {
     const HeldArray message(data, "packed.data");
     const py::gil_scoped_release released;
-    validate(layout, message.array);
+    validate(layout, message.array, workers);
   });
   m.def("payload_bytes", [](int packing, int64_t n) { return payload_bytes(packing_of(packing), n); });
 }

@@ -1,6 +1,6 @@
-// Trits to bytes and back. docs/contract.md, section 5.
+// Trits and their sums to bytes and back. docs/contract.md, section 5.
 //
-// A tile has as many rows as a byte holds trits, and 128 columns; byte c of a tile holds column c. The last, partial
+// A tile has as many rows as a byte holds values, and 128 columns; byte c of a tile holds column c. The last, partial
 // tile of q elements has ceil(q / rows) columns.
 #pragma once
 
@@ -8,41 +8,52 @@
 
 namespace terngrad {
 
-enum class Packing : uint8_t { two_bit = 0, base3 = 1, float32 = 2 };
+enum class Packing : uint8_t { two_bit = 0, base3 = 1, float32 = 2, counts4 = 3, counts8 = 4, counts16 = 5 };
 
-// Rows of a tile = trits in a byte. (float32 has no tiles.)
-TERNGRAD_CONTRACT int64_t rows_of(Packing packing) { return packing == Packing::base3 ? 5 : 4; }
+// What trits are packed with, and what sums of them are.
+TERNGRAD_CONTRACT bool is_ternary(Packing packing) { return packing <= Packing::base3; }
+TERNGRAD_CONTRACT bool is_counts(Packing packing) { return packing >= Packing::counts4; }
+
+// Workers whose trits a count holds.
+TERNGRAD_CONTRACT int64_t most_workers(Packing packing) {
+  return packing == Packing::counts4 ? 7 : packing == Packing::counts8 ? 127 : 32767;
+}
+
+// Rows of a tile = values in a byte. (float32 and counts16 have no tiles: a value is several bytes, in element order.)
+TERNGRAD_CONTRACT int64_t rows_of(Packing packing) {
+  return packing == Packing::base3 ? 5 : packing == Packing::counts4 ? 2 : packing == Packing::counts8 ? 1 : 4;
+}
 
 TERNGRAD_CONTRACT int64_t tile_of(Packing packing) { return rows_of(packing) * kColumns; }
 
 TERNGRAD_CONTRACT int64_t payload_bytes(Packing packing, int64_t n) {
   if (packing == Packing::float32) return 4 * n;
+  if (packing == Packing::counts16) return 2 * n;
   const int64_t rows = rows_of(packing);
   return n / rows + (n % rows != 0);
-}
-
-// Columns of the tile that begins `rest` elements before the end.
-TERNGRAD_CONTRACT int64_t columns_of(Packing packing, int64_t rest) {
-  const int64_t columns = payload_bytes(packing, rest);
-  return columns < kColumns ? columns : kColumns;
 }
 
 TERNGRAD_CONTRACT uint32_t power_of_three(int64_t row) {
   return row == 0 ? 1u : row == 1 ? 3u : row == 2 ? 9u : row == 3 ? 27u : 81u;
 }
 
-// A trit's share of its byte: shares of the rows are added. Two's complement makes -1 the code 11.
-TERNGRAD_CONTRACT uint32_t code_of(Packing packing, int8_t trit, int64_t row) {
-  if (packing == Packing::base3) return power_of_three(row) * (trit < 0 ? 2u : static_cast<uint32_t>(trit));
-  return (static_cast<uint32_t>(trit) & 3u) << (2 * row);
+// A value's share of its byte: shares of the rows are added. Two's complement makes the trit -1 the code 11. A count is
+// taken modulo 2^bits.
+TERNGRAD_CONTRACT uint32_t code_of(Packing packing, int32_t value, int64_t row) {
+  if (packing == Packing::base3) return power_of_three(row) * (value < 0 ? 2u : static_cast<uint32_t>(value));
+  if (packing == Packing::counts8) return static_cast<uint32_t>(value) & 255u;
+  if (packing == Packing::counts4) return (static_cast<uint32_t>(value) & 15u) << (4 * row);
+  return (static_cast<uint32_t>(value) & 3u) << (2 * row);
 }
 
 // Total: code 10 gives 0, a base-3 digit is taken mod 3.
-TERNGRAD_CONTRACT int8_t trit_in(Packing packing, uint32_t byte, int64_t row) {
+TERNGRAD_CONTRACT int8_t value_in(Packing packing, uint32_t byte, int64_t row) {
   if (packing == Packing::base3) {
     const uint32_t digit = byte / power_of_three(row) % 3u;
     return static_cast<int8_t>(digit == 2u ? -1 : static_cast<int>(digit));
   }
+  if (packing == Packing::counts8) return static_cast<int8_t>(static_cast<int>(byte ^ 128u) - 128);
+  if (packing == Packing::counts4) return static_cast<int8_t>(static_cast<int>((byte >> (4 * row) & 15u) ^ 8u) - 8);
   const uint32_t code = byte >> (2 * row) & 3u;
   return static_cast<int8_t>(code == 3u ? -1 : static_cast<int>(code & 1u));
 }
@@ -50,7 +61,7 @@ TERNGRAD_CONTRACT int8_t trit_in(Packing packing, uint32_t byte, int64_t row) {
 // A sign of any int8, as `pack` takes it.
 TERNGRAD_CONTRACT int8_t sign_of(int8_t value) { return static_cast<int8_t>((value > 0) - (value < 0)); }
 
-// Whether a byte is one that an encoder writes where all its rows are in use.
+// Whether a byte of trits is one that an encoder writes where all its rows are in use.
 TERNGRAD_CONTRACT bool is_canonical(Packing packing, uint32_t byte) {
   if (packing == Packing::base3) return byte <= 242u;
   return (byte & ~(byte << 1) & 0xaau) == 0;

@@ -7,18 +7,18 @@ namespace scalar {
 
 namespace {
 
-// Gives f(i, t) for each of the n elements of a payload, t the trit or the carried value.
+// Gives f(i, t) for each of the n elements of a payload, t the trit, the count or the carried value.
 template <class F>
 void for_each_value(const uint8_t* payload, Packing packing, int64_t n, const F& f) {
   if (packing == Packing::float32) {
     for (int64_t i = 0; i < n; ++i) f(i, load<float>(payload, i));
     return;
   }
-  int8_t trits[kUnit];
+  float values[kUnit];
   for (int64_t start = 0; start < n; start += kUnit) {
     const int64_t count = smaller(kUnit, n - start);
-    scalar::unpack(payload + payload_bytes(packing, start), count, packing, trits);
-    for (int64_t i = 0; i < count; ++i) f(start + i, static_cast<float>(trits[i]));
+    to_floats(payload + payload_bytes(packing, start), packing, count, scalar::unpack, values);
+    for (int64_t i = 0; i < count; ++i) f(start + i, values[i]);
   }
 }
 

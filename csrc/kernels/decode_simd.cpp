@@ -7,7 +7,7 @@ namespace terngrad {
 namespace TERNGRAD_ISA {
 namespace {
 
-constexpr int64_t kTwoBitTile = Ternary<Packing::two_bit>::tile;
+constexpr int64_t kTwoBitTile = Tiled<Packing::two_bit>::tile;
 
 // From here on an output does not stay in the last-level cache anyway: writing around it saves reading it first.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
@@ -79,8 +79,24 @@ TERNGRAD_SIMD void decode_trits(const int8_t* trits, int64_t n, Floats table, vo
 }
 
 template <class T>
+void decode_counts(const uint8_t* payload, Packing packing, int64_t n, float worth, void* out) {
+  const Floats factor = all_floats(worth);
+  float values[kUnit];
+  for (int64_t start = 0; start < n; start += kUnit) {
+    const int64_t count = smaller(kUnit, n - start);
+    to_floats(payload + payload_bytes(packing, start), packing, count, TERNGRAD_ISA::unpack, values);
+    const int64_t whole = count / kLanes * kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      store_floats<T>(out, start + i, multiply(factor, load_floats<float>(values, i)));
+    }
+    for (int64_t i = whole; i < count; ++i) store_float<T>(out, start + i, worth * values[i]);
+  }
+}
+
+template <class T>
 TERNGRAD_SIMD void decode_as(const uint8_t* payload, Packing packing, int64_t n, float worth, void* out) {
   if (packing == Packing::float32) return decode_carried<T>(payload, n, worth, out);
+  if (is_counts(packing)) return decode_counts<T>(payload, packing, n, worth, out);
   const Floats table = worth_table(worth);
   const int64_t tiles = packing == Packing::two_bit ? n / kTwoBitTile : 0;
   const int64_t whole = tiles * kTwoBitTile;
@@ -131,6 +147,7 @@ TERNGRAD_SIMD void add_two_bit_row(const Terms& terms, int64_t tile, bool fresh,
 template <class T>
 TERNGRAD_SIMD void add_units(const Terms& terms, Packing packing, int64_t from, int64_t n, bool fresh, void* out) {
   float sums[kUnit];
+  float values[kUnit];
   for (int64_t start = from; start < n; start += kUnit) {
     const int64_t count = smaller(kUnit, n - start);
     for (int64_t i = 0; i < count; ++i) sums[i] = fresh ? 0.0f : load_float<T>(out, start + i);
@@ -140,9 +157,8 @@ TERNGRAD_SIMD void add_units(const Terms& terms, Packing packing, int64_t from, 
       if (packing == Packing::float32) {
         for (int64_t i = 0; i < count; ++i) sums[i] = fmaf(worth, load<float>(payload, i), sums[i]);
       } else {
-        for_each_unit(payload, packing, count, [&](int64_t, int64_t, const int8_t* trits) {
-          for (int64_t i = 0; i < count; ++i) sums[i] = fmaf(worth, static_cast<float>(trits[i]), sums[i]);
-        });
+        to_floats(payload, packing, count, TERNGRAD_ISA::unpack, values);
+        for (int64_t i = 0; i < count; ++i) sums[i] = fmaf(worth, values[i], sums[i]);
       }
     }
     for (int64_t i = 0; i < count; ++i) store_float<T>(out, start + i, sums[i]);

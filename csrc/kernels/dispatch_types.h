@@ -21,18 +21,27 @@ TERNGRAD_CONTRACT void with_dtype(DType dtype, const F& f) {
   }
 }
 
+// A packing whose values share bytes in tiles.
 template <Packing P>
-struct Ternary {
+struct Tiled {
   static constexpr Packing packing = P;
-  static constexpr int64_t rows = P == Packing::base3 ? 5 : 4;
+  static constexpr int64_t rows = P == Packing::base3 ? 5 : P == Packing::counts4 ? 2 : P == Packing::counts8 ? 1 : 4;
   static constexpr int64_t tile = rows * kColumns;
 };
 
-// Calls f(Ternary<P>{}), P two_bit or base3.
+// Calls f(Tiled<P>{}), P two_bit or base3.
 template <class F>
 TERNGRAD_CONTRACT void with_ternary(Packing packing, const F& f) {
-  if (packing == Packing::base3) return f(Ternary<Packing::base3>{});
-  return f(Ternary<Packing::two_bit>{});
+  if (packing == Packing::base3) return f(Tiled<Packing::base3>{});
+  return f(Tiled<Packing::two_bit>{});
+}
+
+// The same, P counts4 and counts8 too.
+template <class F>
+TERNGRAD_CONTRACT void with_tiled(Packing packing, const F& f) {
+  if (packing == Packing::counts4) return f(Tiled<Packing::counts4>{});
+  if (packing == Packing::counts8) return f(Tiled<Packing::counts8>{});
+  return with_ternary(packing, f);
 }
 
 }  // namespace terngrad

@@ -92,7 +92,7 @@ void to_trits(const Source& source, uint32_t tile, int64_t tiles, int8_t* trits)
 }
 
 template <class T, Bound B>
-void to_tiles(Ternary<Packing::two_bit>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
+void to_tiles(Tiled<Packing::two_bit>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
   for (int64_t done = 0; done < tiles; ++done) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
@@ -108,7 +108,7 @@ void to_tiles(Ternary<Packing::two_bit>, const Source& source, uint32_t tile, in
 
 // Five draw tiles are 20 rows, which are four base-3 tiles.
 template <class T, Bound B>
-void to_tiles(Ternary<Packing::base3>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
+void to_tiles(Tiled<Packing::base3>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
   constexpr int64_t kDraws = kUnit / kDrawTile;
   for (int64_t unit = 0; unit < tiles / 4; ++unit) {
     for (int64_t column = 0; column < kColumns; column += kStep) {

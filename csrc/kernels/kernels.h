@@ -26,6 +26,13 @@ struct Terms {
   int64_t count;
 };
 
+// Several payloads of one piece whose trits and counts are added.
+struct Addends {
+  const uint8_t* const* payloads;
+  const Packing* packings;
+  int64_t count;
+};
+
 // Adds stripes [first, last) of the n elements at x to their bins, in order. `center`: sums of x - x[0].
 using ScalesKernel = void(const void* x, DType dtype, int64_t n, int64_t first, int64_t last, bool center,
                           StripeSums* sums);
@@ -36,18 +43,21 @@ using EncodeKernel = void(const void* x, DType dtype, int64_t n, int64_t first, 
 using TernarizeKernel = void(const void* x, DType dtype, int64_t n, int64_t first, const Draw& draw,
                              const Quantiser& quantiser, int8_t* trits);
 
-// out = worth * t, rounded to dtype. A float32 payload with worth 1 is copied.
+// out = worth * t, rounded to dtype, t the trit or the count. A float32 payload with worth 1 is copied.
 using DecodeKernel = void(const uint8_t* payload, Packing packing, int64_t n, float worth, DType dtype, void* out);
 
 // out = out (+0 if `fresh`) plus worth * t of each term in turn, one fma each, rounded to dtype once.
 using DecodeSumKernel = void(const Terms& terms, Packing packing, int64_t n, bool fresh, DType dtype, void* out);
 
+// Counts: the sums of the addends' trits and counts, modulo 2^bits.
+using SumTritsKernel = void(const Addends& addends, int64_t n, Packing packing, uint8_t* payload);
+
 // Elements beyond +-limit become +-limit, all others are copied. `out` may be x.
 using ClipKernel = void(const void* x, DType dtype, int64_t n, float limit, void* out);
 
-// The sign of each int8, packed; and back.
-using PackKernel = void(const int8_t* trits, int64_t n, Packing packing, uint8_t* payload);
-using UnpackKernel = void(const uint8_t* payload, int64_t n, Packing packing, int8_t* trits);
+// The sign of each int8 (for counts4 and counts8 the int8, modulo 2^bits), packed; and back.
+using PackKernel = void(const int8_t* values, int64_t n, Packing packing, uint8_t* payload);
+using UnpackKernel = void(const uint8_t* payload, int64_t n, Packing packing, int8_t* values);
 
 struct Kernels {
   const char* isa;
@@ -56,6 +66,7 @@ struct Kernels {
   TernarizeKernel* ternarize;
   DecodeKernel* decode;
   DecodeSumKernel* decode_sum;
+  SumTritsKernel* sum_trits;
   ClipKernel* clip;
   PackKernel* pack;
   UnpackKernel* unpack;
@@ -68,6 +79,7 @@ struct Kernels {
   TernarizeKernel ternarize;          \
   DecodeKernel decode;                \
   DecodeSumKernel decode_sum;         \
+  SumTritsKernel sum_trits;           \
   ClipKernel clip;                    \
   PackKernel pack;                    \
   UnpackKernel unpack;                \

@@ -83,6 +83,8 @@ TERNGRAD_SIMD void stores_end() { _mm_sfence(); }
 
 TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(static_cast<__m256i*>(to), bytes); }
 
+TERNGRAD_SIMD Bytes load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
 // kLanes bytes, one a lane.
 TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
@@ -150,6 +152,19 @@ TERNGRAD_SIMD Bytes choose(Signs fire, Signs negative, Bytes plus, Bytes minus) 
 
 TERNGRAD_SIMD Bytes in_order(Bytes x) {
   return _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+// The trits of row `Row` of two-bit bytes, one a byte. 10 counts as 0.
+template <int Row>
+TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
+  const Bytes row = _mm256_and_si256(_mm256_srli_epi16(codes, 2 * Row), _mm256_set1_epi8(3));
+  return _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(0xff000100u)), row);
+}
+
+// The lower halves of the bytes of two vectors: those of `low` below those of `high`.
+TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
+  const Bytes mask = _mm256_set1_epi8(15);
+  return _mm256_or_si256(_mm256_and_si256(low, mask), _mm256_andnot_si256(mask, _mm256_slli_epi16(high, 4)));
 }
 
 // What a two-bit code is worth: 00 -> 0, 01 -> worth, 10 -> 0, 11 -> -worth.

@@ -14,9 +14,10 @@ struct Isa {
   bool (*runs_here)();
 };
 
-#define TERNGRAD_KERNELS_OF(isa)                                                                                    \
-  Kernels {                                                                                                         \
-    #isa, isa::scales, isa::encode, isa::ternarize, isa::decode, isa::decode_sum, isa::clip, isa::pack, isa::unpack \
+#define TERNGRAD_KERNELS_OF(isa)                                                                             \
+  Kernels {                                                                                                  \
+    #isa, isa::scales, isa::encode, isa::ternarize, isa::decode, isa::decode_sum, isa::sum_trits, isa::clip, \
+        isa::pack, isa::unpack                                                                               \
   }
 
 // Narrowest first.

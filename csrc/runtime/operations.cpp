@@ -1,6 +1,9 @@
 #include "operations.h"
 
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
@@ -130,7 +133,7 @@ class ScaleSource {
   ScaleSource(const Layout& layout, const Bucket& bucket, DType dtype, Measure measure, const PassedScales* passed)
       : layout_(layout), bucket_(bucket), dtype_(dtype), measure_(measure), passed_(passed) {}
 
-  Scale of(const Group& group) const {
+  Scale of(const Group& group, int64_t) const {
     const Piece& piece = layout_.pieces()[group.first];
     if (piece.packing == Packing::float32) return kCarried;
     if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
@@ -145,15 +148,16 @@ class ScaleSource {
   const PassedScales* passed_;
 };
 
-// Calls f(scale, group) for all groups: measured first, so that a group that fits the cache is read from memory once.
-// Groups that are worth several threads come one by one, on the caller's thread, and f may use the pool; the others are
-// put together and given out. f must not throw.
-template <class F>
-void for_each_scaled_group(const Layout& layout, const ScaleSource& source, const F& f) {
+// Calls f(scale, group, part) for all groups: measured first, so that a group that fits the cache is read from memory
+// once. Groups that are worth several threads come one by one, on the caller's thread, as part 0, and source and f may
+// use the pool; the others are put together and given out in parts below `threads` that run side by side. f must not
+// throw.
+template <class Source, class F>
+void for_each_scaled_group(const Layout& layout, Source& source, int64_t threads, const F& f) {
   std::vector<Group> small;
   int64_t small_elements = 0;
   const auto run_small = [&] {
-    const int64_t parts = parts_for(small_elements);
+    const int64_t parts = parts_for(small_elements, threads);
     std::vector<size_t> bounds{0};
     int64_t elements = 0;
     for (size_t i = 0; i < small.size(); ++i) {
@@ -164,27 +168,33 @@ void for_each_scaled_group(const Layout& layout, const ScaleSource& source, cons
     bounds.push_back(small.size());
     parallel(static_cast<int64_t>(bounds.size()) - 1, [&](int64_t part) {
       for (size_t i = bounds[static_cast<size_t>(part)]; i < bounds[static_cast<size_t>(part) + 1]; ++i) {
-        f(source.of(small[i]), small[i]);
+        f(source.of(small[i], part), small[i], part);
       }
     });
     small.clear();
     small_elements = 0;
   };
   for_each_group(layout, [&](const Group& group) {
-    if (parts_for(group.size) == 1) {
+    if (parts_for(group.size, threads) == 1) {
       small.push_back(group);
       small_elements += group.size;
       return;
     }
     run_small();
     const FloatEnvironment environment;
-    f(source.of(group), group);
+    f(source.of(group, 0), group, 0);
   });
   run_small();
 }
 
 Draw draw_of(const DrawBase& base, const Piece& piece) {
   return Draw{base.seed, base.offset, base.layer + static_cast<uint32_t>(piece.layer)};
+}
+
+Draw second_draw_of(const DrawBase& base, const Piece& piece) {
+  Draw draw = draw_of(base, piece);
+  draw.layer |= kSecondHop;
+  return draw;
 }
 
 // ---- NaN everywhere: what a poisoned layer decodes to
@@ -203,6 +213,48 @@ void fill_nan(DType dtype, void* out, int64_t n) {
   }
 }
 
+// Messages of one layout, each with a weight, that are decoded and added.
+class Sum {
+ public:
+  // `parts`: that may ask for terms side by side. Allocated here, where that may throw.
+  Sum(std::vector<const uint8_t*> messages, std::vector<float> weights, int64_t parts)
+      : messages_(std::move(messages)),
+        weights_(std::move(weights)),
+        payloads_(static_cast<size_t>(parts) * messages_.size()),
+        worth_(payloads_.size()) {}
+
+  // A piece from element `begin` on, until this part asks again. Nothing if one of the messages is poisoned there.
+  std::optional<Terms> terms(int64_t part, const Piece& piece, int64_t begin) {
+    const size_t count = messages_.size();
+    const uint8_t** payloads = payloads_.data() + static_cast<size_t>(part) * count;
+    float* worth = worth_.data() + static_cast<size_t>(part) * count;
+    for (size_t i = 0; i < count; ++i) {
+      payloads[i] = messages_[i] + piece.payload_at + payload_bytes(piece.packing, begin);
+      const float scale = scale_at(i, piece);
+      if (terngrad::is_poisoned(scale)) return std::nullopt;
+      worth[i] = weights_[i] * scale;
+    }
+    return Terms{payloads, worth, static_cast<int64_t>(count)};
+  }
+
+  bool is_poisoned(const Piece& piece) const {
+    for (size_t i = 0; i < messages_.size(); ++i) {
+      if (terngrad::is_poisoned(scale_at(i, piece))) return true;
+    }
+    return false;
+  }
+
+ private:
+  float scale_at(size_t message, const Piece& piece) const {
+    return piece.packing == Packing::float32 ? 1.0f : load<float>(messages_[message] + piece.scale_at, 0);
+  }
+
+  std::vector<const uint8_t*> messages_;
+  std::vector<float> weights_;
+  std::vector<const uint8_t*> payloads_;
+  std::vector<float> worth_;
+};
+
 // What becomes of the one message, or of the sum of several (which starts at +0).
 enum class Into { written, summed, accumulated };
 
@@ -210,29 +262,17 @@ void decode_terms(const Layout& layout, const std::vector<const uint8_t*>& messa
                   Into into, DType dtype, const Bucket& out) {
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
-  const auto count = messages.size();
-  // Each part's own terms, allocated here, where that may throw.
   const int64_t parts = parts_for(layout.size());
-  std::vector<const uint8_t*> all_payloads(static_cast<size_t>(parts) * count);
-  std::vector<float> all_worth(static_cast<size_t>(parts) * count);
+  Sum sum(messages, weights, parts);
   for_each_range(pieces, 0, pieces.size(), parts, [&](int64_t part, const Piece& piece, int64_t begin, int64_t end) {
-    const uint8_t** payloads = all_payloads.data() + static_cast<size_t>(part) * count;
-    float* worth = all_worth.data() + static_cast<size_t>(part) * count;
-    bool poisoned = false;
-    for (size_t i = 0; i < count; ++i) {
-      payloads[i] = messages[i] + piece.payload_at + payload_bytes(piece.packing, begin);
-      const float scale = piece.packing == Packing::float32 ? 1.0f : load<float>(messages[i] + piece.scale_at, 0);
-      poisoned = poisoned || is_poisoned(scale);
-      worth[i] = weights[i] * scale;
-    }
     unsigned char* to = out.address(piece, begin);
-    if (poisoned) {
+    const std::optional<Terms> terms = sum.terms(part, piece, begin);
+    if (!terms) {
       fill_nan(dtype, to, end - begin);
     } else if (into == Into::written) {
-      kernel.decode(payloads[0], piece.packing, end - begin, worth[0], dtype, to);
+      kernel.decode(terms->payloads[0], piece.packing, end - begin, terms->worth[0], dtype, to);
     } else {
-      kernel.decode_sum(Terms{payloads, worth, static_cast<int64_t>(count)}, piece.packing, end - begin,
-                        into == Into::summed, dtype, to);
+      kernel.decode_sum(*terms, piece.packing, end - begin, into == Into::summed, dtype, to);
     }
   });
 }
@@ -258,24 +298,228 @@ DType check_decoded(const Layout& layout, const Arrays& messages, const Arrays& 
 }
 
 void check_packing(Packing packing) {
-  if (packing == Packing::float32) throw ValueError("packing: expected 'two_bit' or 'base3', got 'float32'");
+  if (!is_ternary(packing)) throw ValueError("packing: expected 'two_bit' or 'base3'");
 }
+
+void check_encodable(const Layout& layout) {
+  for (const Piece& piece : layout.pieces()) {
+    if (is_counts(piece.packing)) throw ValueError("packing: counts are made by sum_trits alone");
+  }
+}
+
+// Counts everywhere but in float32 layers, that hold so many workers.
+void check_counts(const Layout& layout, int64_t workers) {
+  for (const Piece& piece : layout.pieces()) {
+    if (is_ternary(piece.packing)) throw ValueError("packing: expected counts for the result of sum_trits");
+    if (is_counts(piece.packing) && workers > most_workers(piece.packing)) {
+      throw ValueError("messages: " + std::to_string(workers) + " workers or more, but the counts hold " +
+                       std::to_string(most_workers(piece.packing)));
+    }
+  }
+}
+
+// But for how trits are packed.
+void check_same_pieces(const Layout& layout, const Layout& other, const char* argument) {
+  const auto& a = layout.pieces();
+  const auto& b = other.pieces();
+  const bool same =
+      a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), [](const Piece& p, const Piece& q) {
+        const bool both = (p.packing == Packing::float32) == (q.packing == Packing::float32);
+        return p.layer == q.layer && p.first == q.first && p.size == q.size && p.group == q.group && both;
+      });
+  if (!same) throw ValueError(std::string(argument) + ": its layout does not cut the same layers into the same pieces");
+}
+
+// Where each message begins: one array each, or one of all of them, back to back.
+std::vector<const uint8_t*> starts_of(const Layout& layout, const Arrays& messages,
+                                      const std::vector<double>& weights) {
+  std::vector<const uint8_t*> starts;
+  for (const Array& array : messages) {
+    check_element(array, Element::uint8);
+    if (messages.size() > 1 || weights.size() == 1) {
+      check_size(array, layout.nbytes());
+      starts.push_back(array.data);
+    } else {
+      check_size(array, layout.nbytes() * static_cast<int64_t>(weights.size()));
+      for (size_t i = 0; i < weights.size(); ++i)
+        starts.push_back(array.data + layout.nbytes() * static_cast<int64_t>(i));
+    }
+  }
+  if (starts.size() != weights.size()) {
+    throw ValueError("weights: expected " + std::to_string(starts.size()) + ", got " + std::to_string(weights.size()));
+  }
+  return starts;
+}
+
+int64_t messages_in(const Summand& summand) {
+  const int64_t nbytes = summand.layout->nbytes();
+  if (nbytes == 0 || summand.data.size % nbytes != 0 || summand.data.size == 0) {
+    check_size(summand.data, nbytes);
+    return 1;
+  }
+  return summand.data.size / nbytes;
+}
+
+// Trits under different scales do not add up: their sum is poisoned.
+float common_scale(bool first, float common, float scale) {
+  if (is_poisoned(scale) || !(first || bits_of(common) == bits_of(scale))) return float_of(kInfinity32);
+  return scale;
+}
+
+void zero_gaps(const Layout& layout, const Array& data) {
+  for (const auto& [begin, end] : layout.gaps()) memset(data.data + begin, 0, static_cast<size_t>(end - begin));
+}
+
+// The sum of messages as encode sees it: decoded a little at a time, once to be measured and once to be encoded.
+class SummedSource {
+ public:
+  // `threads`: that may use it side by side.
+  SummedSource(const Layout& layout, Sum sum, int64_t threads, Measure measure, const PassedScales* passed)
+      : layout_(layout), sum_(std::move(sum)), threads_(threads), measure_(measure), passed_(passed) {
+    int64_t longest = 0;
+    for_each_group(layout, [&](const Group& group) { longest = std::max(longest, group.size); });
+    if (!passed) stripes_.resize(static_cast<size_t>((longest + kStripe - 1) / kStripe));
+    scratch_.resize(static_cast<size_t>(threads * kScratch));
+  }
+
+  const Sum& sum() const { return sum_; }
+
+  Scale of(const Group& group, int64_t outer) {
+    const Piece& piece = layout_.pieces()[group.first];
+    if (piece.packing == Packing::float32) return kCarried;
+    if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
+    if (group.size == 0) return Scale{0.0f, float_of(kInfinity32)};
+    return scale_of(measured(group, outer), group.size, measure_.clip, false);
+  }
+
+  // Calls f(at, n, x) for elements [begin, end) of a piece, in runs of at most kUnit that x holds. Poisoned ones are
+  // NaN.
+  template <class F>
+  void for_each_run(int64_t part, const Piece& piece, int64_t begin, int64_t end, const F& f) {
+    float* x = scratch_.data() + part * kScratch;
+    for (int64_t at = begin; at < end; at += kUnit) {
+      const int64_t n = std::min(kUnit, end - at);
+      decode(part, piece, at, n, x);
+      f(at, n, x);
+    }
+  }
+
+ private:
+  // A stripe, and the unit that completes it.
+  static constexpr int64_t kScratch = kStripe + kUnit;
+  // Elements that begin a stripe and a unit.
+  static constexpr int64_t kBoth = 5 * kStripe;
+  static_assert(kBoth % kUnit == 0, "a multiple of both");
+
+  void decode(int64_t part, const Piece& piece, int64_t at, int64_t n, float* x) {
+    const std::optional<Terms> terms = sum_.terms(part, piece, at);
+    if (!terms) return std::fill(x, x + n, float_of(kNaN32));
+    kernels().decode_sum(*terms, piece.packing, n, true, DType::float32, x);
+    // The sign of a NaN that arithmetic made is the machine's; under passed scales trits would take it.
+    for (int64_t i = 0; i < n; ++i) x[i] = x[i] == x[i] ? x[i] : float_of(kNaN32);
+  }
+
+  // Calls f(stripe, sums) for the stripes that elements [begin, end) of a group make; `begin` begins a stripe and a
+  // unit.
+  template <class F>
+  void for_each_stripe(int64_t part, const Group& group, int64_t begin, int64_t end, const F& f) {
+    float* x = scratch_.data() + part * kScratch;
+    int64_t held = 0;
+    int64_t stripe = begin / kStripe;
+    StripeSums sums{};
+    const auto take = [&](int64_t n) {
+      sums.q[0] = 0.0;
+      kernels().scales(x, DType::float32, n, 0, 1, false, &sums);
+      f(stripe++, sums.q[0], sums.top);
+      held -= n;
+      std::copy(x + n, x + n + held, x);
+    };
+    int64_t before = 0;  // elements of the group's pieces so far
+    for (size_t i = group.first; i < group.last; ++i) {
+      const Piece& piece = layout_.pieces()[i];
+      const int64_t last = std::min(piece.size, end - before);
+      for (int64_t at = std::max<int64_t>(0, begin - before); at < last; at += kUnit) {
+        const int64_t n = std::min(kUnit, last - at);
+        decode(part, piece, at, n, x + held);
+        held += n;
+        if (held >= kStripe) take(kStripe);
+      }
+      before += piece.size;
+    }
+    if (held > 0) take(held);
+  }
+
+  // Each part takes stripes that lie side by side and leaves their sums; they go to their bins in order afterwards.
+  Statistics measured(const Group& group, int64_t outer) {
+    const int64_t parts = parts_for(group.size, threads_);
+    const int64_t runs = (group.size + kBoth - 1) / kBoth;
+    std::atomic<uint32_t> top{0};
+    double* stripes = outer == 0 && parts > 1 ? stripes_.data() : nullptr;
+    StripeSums bins{};
+    parallel(parts, [&](int64_t inner) {
+      uint32_t part_top = 0;
+      for_each_stripe(outer + inner, group, runs * inner / parts * kBoth,
+                      std::min(group.size, runs * (inner + 1) / parts * kBoth),
+                      [&](int64_t stripe, double q, uint32_t stripe_top) {
+                        if (stripes) {
+                          stripes[stripe] = q;
+                        } else {
+                          bins.q[stripe % kBins] += q;
+                        }
+                        part_top = stripe_top;
+                      });
+      uint32_t seen = top.load();
+      while (part_top > seen && !top.compare_exchange_weak(seen, part_top)) {
+      }
+    });
+    for (int64_t stripe = 0; stripes && stripe * kStripe < group.size; ++stripe) {
+      bins.q[stripe % kBins] += stripes[stripe];
+    }
+    bins.top = top.load();
+    return fold(&bins);
+  }
+
+  const Layout& layout_;
+  Sum sum_;
+  int64_t threads_;
+  Measure measure_;
+  const PassedScales* passed_;
+  std::vector<double> stripes_;
+  std::vector<float> scratch_;
+};
 
 [[noreturn]] void corrupt(const std::string& what, int64_t byte) {
   throw CorruptError(what + " at byte " + std::to_string(byte) + " of the message");
 }
 
-// A ternary payload: only codes that exist, and 0 where the last byte's rows are not in use.
-void validate_payload(const uint8_t* payload, const Piece& piece) {
+bool is_count_within(Packing packing, const uint8_t* payload, int64_t byte, int64_t workers) {
+  if (packing == Packing::counts16) {
+    return byte % 2 != 0 || std::abs(load<int16_t>(payload + byte, 0)) <= workers;
+  }
+  for (int64_t row = 0; row < rows_of(packing); ++row) {
+    if (std::abs(value_in(packing, payload[byte], row)) > workers) return false;
+  }
+  return true;
+}
+
+// Only codes that exist or counts within +-workers, and 0 where the last byte's rows are not in use.
+void validate_payload(const uint8_t* payload, const Piece& piece, int64_t workers) {
   const int64_t bytes = payload_bytes(piece.packing, piece.size);
   for (int64_t i = 0; i < bytes; ++i) {
-    if (!is_canonical(piece.packing, payload[i])) corrupt("a code that does not exist", piece.payload_at + i);
+    if (is_counts(piece.packing)) {
+      if (!is_count_within(piece.packing, payload, i, workers)) {
+        corrupt("a count beyond " + std::to_string(workers) + " workers", piece.payload_at + i);
+      }
+    } else if (!is_canonical(piece.packing, payload[i])) {
+      corrupt("a code that does not exist", piece.payload_at + i);
+    }
   }
+  if (piece.packing == Packing::counts16) return;
   const int64_t rest = piece.size % tile_of(piece.packing);
   const int64_t columns = payload_bytes(piece.packing, rest);
   for (int64_t slot = rest; slot < columns * rows_of(piece.packing); ++slot) {
     const int64_t byte = bytes - columns + slot % columns;
-    if (trit_in(piece.packing, payload[byte], slot / columns) != 0) {
+    if (value_in(piece.packing, payload[byte], slot / columns) != 0) {
       corrupt("a code behind the last element", piece.payload_at + byte);
     }
   }
@@ -296,7 +540,7 @@ void scales(const Layout& layout, const Arrays& x, Measure measure, const Array&
   check_disjoint({scale, limit}, x);
   const Bucket bucket(layout, x);
   const ScaleSource source(layout, bucket, dtype, measure, nullptr);
-  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
     const int64_t index = layout.pieces()[group.first].group;
     store<float>(scale.data, index, found.scale);
     store<float>(limit.data, index, found.limit);
@@ -318,7 +562,7 @@ void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedSc
   };
   if (!passed) {
     const ScaleSource source(layout, from, dtype, measure, nullptr);
-    for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+    for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
       for_each_range(
           pieces, group.first, group.last, parts_for(group.size),
           [&](int64_t, const Piece& piece, int64_t begin, int64_t end) { clip_range(found.limit, piece, begin, end); });
@@ -351,7 +595,7 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, from, dtype, measure, passed);
-  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
     store<float>(scale.data, pieces[group.first].group, found.scale);
     for_each_range(pieces, group.first, group.last, parts_for(group.size),
                    [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
@@ -365,6 +609,7 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
 void encode(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, DrawBase draw,
             const Array& data) {
   const DType dtype = check_inputs(layout, x);
+  check_encodable(layout);
   check_passed(layout, passed);
   check_output(data, Element::uint8, layout.nbytes());
   check_disjoint({data}, x);
@@ -373,8 +618,8 @@ void encode(const Layout& layout, const Arrays& x, Measure measure, const Passed
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, bucket, dtype, measure, passed);
-  for (const auto& [begin, end] : layout.gaps()) memset(data.data + begin, 0, static_cast<size_t>(end - begin));
-  for_each_scaled_group(layout, source, [&](Scale found, const Group& group) {
+  zero_gaps(layout, data);
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
     for (size_t i = group.first; i < group.last; ++i) store<float>(data.data + pieces[i].scale_at, 0, found.scale);
     for_each_range(pieces, group.first, group.last, parts_for(group.size),
                    [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
@@ -394,23 +639,105 @@ void decode(const Layout& layout, const Array& data, double weight, bool accumul
 }
 
 void decode_sum(const Layout& layout, const Arrays& messages, const std::vector<double>& weights, const Arrays& out) {
-  std::vector<const uint8_t*> starts;
-  for (const Array& array : messages) {
-    check_element(array, Element::uint8);
-    if (messages.size() > 1 || weights.size() == 1) {
-      check_size(array, layout.nbytes());
-      starts.push_back(array.data);
-    } else {
-      check_size(array, layout.nbytes() * static_cast<int64_t>(weights.size()));
-      for (size_t i = 0; i < weights.size(); ++i)
-        starts.push_back(array.data + layout.nbytes() * static_cast<int64_t>(i));
-    }
-  }
-  if (starts.size() != weights.size()) {
-    throw ValueError("weights: expected " + std::to_string(starts.size()) + ", got " + std::to_string(weights.size()));
-  }
+  const std::vector<const uint8_t*> starts = starts_of(layout, messages, weights);
   const DType dtype = check_decoded(layout, messages, out);
   decode_terms(layout, starts, rounded_weights(weights), Into::summed, dtype, Bucket(layout, out));
+}
+
+void repack(const Layout& layout, const Arrays& messages, const std::vector<double>& weights, Measure measure,
+            const PassedScales* passed, DrawBase draw, const Layout& result, const Array& data) {
+  const std::vector<const uint8_t*> starts = starts_of(layout, messages, weights);
+  check_same_pieces(layout, result, "packing");
+  check_encodable(result);
+  check_passed(layout, passed);
+  check_output(data, Element::uint8, result.nbytes());
+  check_disjoint({data}, messages);
+  if (passed) check_disjoint({data}, {passed->scale, passed->limit});
+  const Kernels& kernel = kernels();
+  const std::vector<Piece>& pieces = layout.pieces();
+  const int64_t threads = get_num_threads();
+  SummedSource source(layout, Sum(starts, rounded_weights(weights), threads), threads, measure, passed);
+  zero_gaps(result, data);
+  for_each_scaled_group(layout, source, threads, [&](Scale found, const Group& group, int64_t outer) {
+    for (size_t i = group.first; i < group.last; ++i) {
+      const float scale = source.sum().is_poisoned(pieces[i]) ? float_of(kInfinity32) : found.scale;
+      store<float>(data.data + result.pieces()[i].scale_at, 0, scale);
+    }
+    // One of the two numbers of a part is 0.
+    for_each_range(pieces, group.first, group.last, parts_for(group.size, threads),
+                   [&](int64_t inner, const Piece& piece, int64_t begin, int64_t end) {
+                     const Piece& target = result.pieces()[static_cast<size_t>(&piece - pieces.data())];
+                     const Draw bits = second_draw_of(draw, piece);
+                     const bool poisoned = source.sum().is_poisoned(piece);
+                     const Quantiser quantiser = quantiser_of(poisoned ? poisoned_scale() : found);
+                     source.for_each_run(outer + inner, piece, begin, end, [&](int64_t at, int64_t n, float* x) {
+                       kernel.encode(x, DType::float32, n, piece.first + at, bits, quantiser, target.packing,
+                                     data.data + target.payload_at + payload_bytes(target.packing, at));
+                     });
+                   });
+  });
+}
+
+void sum_trits(const std::vector<Summand>& summands, const Layout& result, const Array& data) {
+  int64_t workers = 0;
+  int64_t count = 0;
+  Arrays inputs;
+  for (const Summand& summand : summands) {
+    check_element(summand.data, Element::uint8);
+    const int64_t messages = messages_in(summand);
+    check_same_pieces(*summand.layout, result, summand.data.name().c_str());
+    if (summand.workers < 1 || summand.workers > most_workers(Packing::counts16)) {
+      throw ValueError(summand.data.name() + ": expected 1 to 32767 workers, got " + std::to_string(summand.workers));
+    }
+    workers += std::min(messages, most_workers(Packing::counts16) + 1) * summand.workers;
+    count += messages;
+    inputs.push_back(summand.data);
+  }
+  check_counts(result, workers);
+  check_output(data, Element::uint8, result.nbytes());
+  check_disjoint({data}, inputs);
+
+  // The start and the layout of each message.
+  std::vector<const uint8_t*> starts;
+  std::vector<const Layout*> layouts;
+  for (const Summand& summand : summands) {
+    const int64_t messages = messages_in(summand);
+    for (int64_t i = 0; i < messages; ++i) {
+      starts.push_back(summand.data.data + i * summand.layout->nbytes());
+      layouts.push_back(summand.layout);
+    }
+  }
+  const int64_t parts = parts_for(result.size());
+  const auto total = static_cast<size_t>(count);
+  std::vector<const uint8_t*> all_payloads(static_cast<size_t>(parts) * total);
+  std::vector<Packing> all_packings(all_payloads.size());
+  const std::vector<float> ones(total, 1.0f);
+  const Kernels& kernel = kernels();
+  zero_gaps(result, data);
+  for_each_range(result.pieces(), 0, result.pieces().size(), parts,
+                 [&](int64_t part, const Piece& piece, int64_t begin, int64_t end) {
+                   const auto index = static_cast<size_t>(&piece - result.pieces().data());
+                   const uint8_t** payloads = all_payloads.data() + static_cast<size_t>(part) * total;
+                   Packing* packings = all_packings.data() + static_cast<size_t>(part) * total;
+                   float scale = 1.0f;
+                   for (size_t i = 0; i < total; ++i) {
+                     const Piece& from = layouts[i]->pieces()[index];
+                     packings[i] = from.packing;
+                     payloads[i] = starts[i] + from.payload_at + payload_bytes(from.packing, begin);
+                     if (piece.packing == Packing::float32) continue;
+                     scale = common_scale(i == 0, scale, load<float>(starts[i] + from.scale_at, 0));
+                   }
+                   if (begin == 0) store<float>(data.data + piece.scale_at, 0, scale == 0.0f ? 0.0f : scale);
+                   uint8_t* to = data.data + piece.payload_at + payload_bytes(piece.packing, begin);
+                   if (piece.packing == Packing::float32) {
+                     kernel.decode_sum(Terms{payloads, ones.data(), count}, Packing::float32, end - begin, true,
+                                       DType::float32, to);
+                   } else if (scale == 0.0f || is_poisoned(scale)) {
+                     memset(to, 0, static_cast<size_t>(payload_bytes(piece.packing, end - begin)));
+                   } else {
+                     kernel.sum_trits(Addends{payloads, packings, count}, end - begin, piece.packing, to);
+                   }
+                 });
 }
 
 void pack(const Array& trits, Packing packing, const Array& out) {
@@ -431,7 +758,7 @@ void unpack(const Array& payload, Packing packing, const Array& out) {
   parallel(1, [&](int64_t) { kernels().unpack(payload.data, out.size, packing, reinterpret_cast<int8_t*>(out.data)); });
 }
 
-void validate(const Layout& layout, const Array& data) {
+void validate(const Layout& layout, const Array& data, int64_t workers) {
   check_element(data, Element::uint8);
   if (data.size != layout.nbytes()) {
     throw CorruptError("expected " + std::to_string(layout.nbytes()) + " bytes, got " + std::to_string(data.size));
@@ -451,7 +778,7 @@ void validate(const Layout& layout, const Array& data) {
       corrupt("a scale that is neither 0, +infinity nor from 2^-60 up", piece.scale_at);
     }
     if (live) {
-      validate_payload(payload, piece);
+      validate_payload(payload, piece, workers);
     } else if (!all_zero(payload, payload_bytes(piece.packing, piece.size))) {
       corrupt("codes under a scale of 0 or +infinity", piece.payload_at);
     }

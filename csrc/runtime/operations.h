@@ -51,11 +51,27 @@ TERNGRAD_API void decode(const Layout& layout, const Array& data, double weight,
 TERNGRAD_API void decode_sum(const Layout& layout, const Arrays& messages, const std::vector<double>& weights,
                              const Arrays& out);
 
+// Messages of `workers` workers each, whose trits or counts are added: one, or several back to back.
+struct Summand {
+  const Layout* layout;
+  Array data;
+  int64_t workers;
+};
+
+// The pieces of all layouts agree but for how trits are packed; those of `result` are counts and float32.
+TERNGRAD_API void sum_trits(const std::vector<Summand>& summands, const Layout& result, const Array& data);
+
+// The sum that decode_sum gives, in float32, encoded again with random bits of its own. `result` differs from `layout`
+// in how trits are packed alone.
+TERNGRAD_API void repack(const Layout& layout, const Arrays& messages, const std::vector<double>& weights,
+                         Measure measure, const PassedScales* passed, DrawBase draw, const Layout& result,
+                         const Array& data);
+
 TERNGRAD_API void pack(const Array& trits, Packing packing, const Array& out);
 TERNGRAD_API void unpack(const Array& payload, Packing packing, const Array& out);
 
-// Throws CorruptError unless the message is one that an encoder could have written.
-TERNGRAD_API void validate(const Layout& layout, const Array& data);
+// Throws CorruptError unless the message is one that an encoder, or sum_trits of `workers` workers, could have written.
+TERNGRAD_API void validate(const Layout& layout, const Array& data, int64_t workers = 1);
 
 // ---- the contract's inner values, for tests and the self-test
 

@@ -12,8 +12,8 @@ namespace terngrad {
 // Below this, handing work to another thread costs more than it brings.
 constexpr int64_t kElementsAThread = int64_t{1} << 16;
 
-inline int64_t parts_for(int64_t elements) {
-  return std::max<int64_t>(1, std::min<int64_t>(get_num_threads(), elements / kElementsAThread));
+inline int64_t parts_for(int64_t elements, int64_t threads = get_num_threads()) {
+  return std::max<int64_t>(1, std::min(threads, elements / kElementsAThread));
 }
 
 // Where part `part` of the pieces [first, last) begins: at most `element` elements in, at a multiple of kUnit of its

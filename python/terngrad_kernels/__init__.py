@@ -19,12 +19,25 @@ from ._core import VERSION as __version__
 from ._core import get_num_threads, set_num_threads
 from .info import build_info
 from .layout import Layout
-from .operations import clip, decode, decode_sum, encode, pack, scales, ternarize, unpack, validate
-from .packed import CorruptMessage, Packed, Scales
+from .operations import (
+    clip,
+    decode,
+    decode_sum,
+    encode,
+    pack,
+    repack,
+    scales,
+    sum_trits,
+    ternarize,
+    unpack,
+    validate,
+)
+from .packed import CorruptMessage, Counts, Packed, Scales
 from .serialization import from_bytes, to_bytes
 
 __all__ = [
     "CorruptMessage",
+    "Counts",
     "Layout",
     "Packed",
     "Scales",
@@ -37,8 +50,10 @@ __all__ = [
     "from_bytes",
     "get_num_threads",
     "pack",
+    "repack",
     "scales",
     "set_num_threads",
+    "sum_trits",
     "ternarize",
     "to_bytes",
     "unpack",

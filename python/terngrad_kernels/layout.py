@@ -13,12 +13,14 @@ import numpy as np
 
 from . import _core
 
-__all__ = ["DTYPES", "PACKINGS", "Layout", "Piece", "dtype_name", "packing_code"]
+__all__ = ["COUNTS", "DTYPES", "PACKINGS", "Layout", "Piece", "dtype_name", "packing_code"]
 
 #: Names of the floating-point types, in the order of their codes, and the bytes of an element.
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 #: Names of the packings and their codes.
-PACKINGS = {"two_bit": 0, "base3": 1, "float32": 2}
+PACKINGS = {"two_bit": 0, "base3": 1, "float32": 2, "counts4": 3, "counts8": 4, "counts16": 5}
+#: Packings of sums of trits, narrowest first, and the workers that each holds.
+COUNTS = {"counts4": 7, "counts8": 127, "counts16": 32767}
 _PACKING_NAMES = tuple(PACKINGS)
 FORMS = ("array", "list", "flat")
 
@@ -132,7 +134,8 @@ class Layout:
     dtype : str or a framework's dtype, default "float32"
         Floating-point type of the bucket: float32, float16, bfloat16 or float64.
     packing : str or sequence of str, default "two_bit"
-        ``two_bit`` (16x), ``base3`` (20x) or ``float32`` (carried as it is); one name, or one a layer.
+        ``two_bit`` (16x), ``base3`` (20x) or ``float32`` (carried as it is); one name, or one a layer. ``counts4``,
+        ``counts8`` and ``counts16`` are those of a `Counts`.
     block : int, optional
         Elements that share a scale, a multiple of 2560. None: one scale a layer.
     shards : int, default 1
@@ -264,6 +267,30 @@ class Layout:
             raise ValueError(f"shard: this is the layout of shard {self.index} already")
         return replace(self, index=index)
 
+    @property
+    def counts(self) -> frozenset[str]:
+        """The counts packings among those of the layers."""
+        names = (self.packing,) if isinstance(self.packing, str) else self.packing
+        return frozenset(name for name in names if name in COUNTS)
+
+    def with_ternary(self, packing: str) -> Layout:
+        """Return the layout of the same layers with another packing for all but those carried as float32.
+
+        It cuts blocks and shards in the same places.
+
+        Parameters
+        ----------
+        packing : str
+            Any but ``float32``.
+        """
+        if packing_code(packing) == PACKINGS["float32"]:
+            raise ValueError("packing: expected another one than 'float32', which moves the cuts of shards")
+        return _with_ternary(self, packing)
+
+    def same_cuts(self, other: Layout) -> bool:
+        """Whether both cut the same layers into the same pieces: all but dtype, form and ternary packing agree."""
+        return self.with_ternary("two_bit").same_message(other.with_ternary("two_bit"))
+
     def same_message(self, other: Layout) -> bool:
         """Whether both describe the same bytes: all but dtype and form agree."""
         return (
@@ -273,3 +300,10 @@ class Layout:
             and self.shards == other.shards
             and self.index == other.index
         )
+
+
+@lru_cache(maxsize=256)
+def _with_ternary(layout: Layout, packing: str) -> Layout:
+    if isinstance(layout.packing, str):
+        return layout if layout.packing in ("float32", packing) else replace(layout, packing=packing)
+    return replace(layout, packing=tuple("float32" if name == "float32" else packing for name in layout.packing))

@@ -8,15 +8,30 @@ argument as it was. "Contract" is docs/contract.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
 from .adapters import Adapter, adapter_of, numpy_adapter
-from .layout import DTYPES, Layout, _shape, dtype_name, packing_code
-from .packed import Packed, Scales
+from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
+from .packed import Counts, Packed, Scales, counts_for
 
-__all__ = ["clip", "decode", "decode_sum", "encode", "pack", "scales", "ternarize", "unpack", "validate"]
+__all__ = [
+    "clip",
+    "decode",
+    "decode_sum",
+    "encode",
+    "pack",
+    "repack",
+    "scales",
+    "sum_trits",
+    "ternarize",
+    "unpack",
+    "validate",
+]
+
+_TERNARY = ("two_bit", "base3")
 
 # ---- what is given
 
@@ -120,9 +135,17 @@ def _word(value: Any, argument: str) -> Any:
 
 def _ternary_code(packing: Any) -> int:
     code = packing_code(packing)
-    if packing == "float32":
-        raise ValueError("packing: expected 'two_bit' or 'base3', got 'float32'")
+    if packing not in _TERNARY:
+        raise ValueError(f"packing: expected 'two_bit' or 'base3', got {packing!r}")
     return code
+
+
+def _require_no_counts(layout: Layout, argument: str) -> None:
+    if layout.counts:
+        names = ", ".join(sorted(layout.counts))
+        raise ValueError(
+            f"{argument}: expected 'two_bit', 'base3' or 'float32', got {names}: counts are made by sum_trits"
+        )
 
 
 def _output(adapter: Adapter, out: Any, shape: tuple[int, ...], dtype: str, like: Any, argument: str = "out") -> Any:
@@ -157,47 +180,77 @@ def _results(adapter: Adapter, written: Any, out: Any) -> Any:
 # ---- messages
 
 
-def _one_message(packed: Any) -> tuple[Layout, Adapter, Any]:
-    if not isinstance(packed, Packed):
-        raise TypeError(f"packed: expected a Packed, got {type(packed).__name__}")
-    adapter = adapter_of(packed.data, "packed.data")
-    if packed.data.ndim != 1:
-        shape = tuple(packed.data.shape)
-        raise ValueError(f"packed.data: expected one message, shape ({packed.layout.nbytes},), got shape {shape}")
-    return packed.layout, adapter, adapter.dense(packed.data, "packed.data")
+def _message(message: Any, argument: str) -> tuple[Layout, Adapter]:
+    """Return layout and adapter of one Packed or Counts."""
+    if isinstance(message, Packed):
+        if message.layout.counts:
+            raise ValueError(f"{argument}.layout: the packing {message.layout.packing} is that of a Counts")
+    elif not isinstance(message, Counts):
+        raise TypeError(f"{argument}: expected a Packed or a Counts, got {type(message).__name__}")
+    return message.layout, adapter_of(message.data, f"{argument}.data")
 
 
-def _messages(messages: Any) -> tuple[Layout, Adapter, Any, int]:
-    """Return the common layout, the adapter, the data (one array or a tuple) and the number of messages."""
-    if isinstance(messages, Packed):
-        layout, data = messages.layout, messages.data
-        adapter = adapter_of(data, "messages.data")
+def _one_message(message: Any, argument: str = "packed") -> tuple[Layout, Adapter, Any]:
+    layout, adapter = _message(message, argument)
+    data = message.data
+    if data.ndim != 1:
+        shape = tuple(data.shape)
+        raise ValueError(f"{argument}.data: expected one message, shape ({layout.nbytes},), got shape {shape}")
+    return layout, adapter, adapter.dense(data, f"{argument}.data")
+
+
+class _Messages(NamedTuple):
+    """Several messages of layouts that agree: `items` as given, `data` one dense array of all of them, or a tuple."""
+
+    adapter: Adapter
+    items: Sequence[Packed | Counts]
+    data: Any
+    number: int
+
+    @property
+    def layout(self) -> Layout:
+        """Of the first."""
+        return self.items[0].layout
+
+
+def _messages(messages: Any, agree: Callable[[Layout, Layout], bool] = Layout.same_message) -> _Messages:
+    if isinstance(messages, (Packed, Counts)):
+        layout, adapter = _message(messages, "messages")
+        data = messages.data
         if data.ndim not in (1, 2) or data.shape[-1] != layout.nbytes:
             raise ValueError(f"messages.data: expected shape (W, {layout.nbytes}), got shape {tuple(data.shape)}")
         count = data.shape[0] if data.ndim == 2 else 1
         if count == 0:
             raise ValueError("messages: expected at least one message, got none")
-        return layout, adapter, adapter.dense(data, "messages.data"), count
+        return _Messages(adapter, (messages,), adapter.dense(data, "messages.data"), count)
     if not isinstance(messages, (list, tuple)):
-        raise TypeError(f"messages: expected Packed messages, got {type(messages).__name__}")
+        raise TypeError(f"messages: expected Packed or Counts messages, got {type(messages).__name__}")
     if not messages:
         raise ValueError("messages: expected at least one message, got none")
     parts = []
     first: tuple[Layout, Adapter] | None = None
     for i, message in enumerate(messages):
-        try:
-            layout, adapter, data = _one_message(message)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"messages[{i}]: {error}") from None
+        layout, adapter, data = _one_message(message, f"messages[{i}]")
         if first is None:
             first = layout, adapter
         elif adapter is not first[1]:
             raise TypeError(f"messages[{i}]: expected {first[1].name} data as messages[0] has, got {adapter.name}")
-        elif layout is not first[0] and not layout.same_message(first[0]):
+        elif layout is not first[0] and not agree(layout, first[0]):
             raise ValueError(f"messages[{i}]: its layout is another one than that of messages[0]")
         parts.append(data)
     assert first is not None
-    return first[0], first[1], tuple(parts), len(parts)
+    return _Messages(first[1], messages, tuple(parts), len(parts))
+
+
+def _weights(weights: Any, count: int) -> tuple[Any, ...]:
+    if weights is None:
+        return (1.0,) * count
+    if not isinstance(weights, Iterable):
+        raise TypeError(f"weights: expected numbers, one a message, got {type(weights).__name__}")
+    factors = tuple(weights)
+    if len(factors) != count:
+        raise ValueError(f"weights: expected {count}, one a message, got {len(factors)}")
+    return factors
 
 
 def _decoded(layout: Layout, adapter: Adapter, like: Any, out: Any, dtype: Any) -> Any:
@@ -290,6 +343,7 @@ def encode(
                 f"{'block' if packing is None else 'packing'}: the layout has it already; give one of the two"
             )
         _given_layout(layout, bucket)
+    _require_no_counts(layout, "packing")
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
     _core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
@@ -297,7 +351,7 @@ def encode(
 
 
 def decode(
-    packed: Packed,
+    packed: Packed | Counts,
     *,
     out: Any = None,
     dtype: Any = None,
@@ -312,7 +366,7 @@ def decode(
 
     Parameters
     ----------
-    packed : Packed
+    packed : Packed or Counts
         One message.
     out : array or list of arrays, optional
         Where to write, of any of the four dtypes, in the layout's form. Must not overlap the message.
@@ -345,7 +399,7 @@ def decode(
 
 
 def decode_sum(
-    messages: Packed | Sequence[Packed],
+    messages: Packed | Counts | Sequence[Packed] | Sequence[Counts],
     *,
     weights: Iterable[float] | None = None,
     out: Any = None,
@@ -358,7 +412,7 @@ def decode_sum(
 
     Parameters
     ----------
-    messages : sequence of Packed, or one Packed whose data has shape (W, nbytes)
+    messages : sequence of Packed or of Counts, or one of them whose data has shape (W, nbytes)
         Their layouts must agree, but for dtype and form.
     weights : iterable of float, optional
         One a message (as float32); 1 by default. ``[1 / W] * W`` gives the mean.
@@ -375,20 +429,133 @@ def decode_sum(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    layout, adapter, data, count = _messages(messages)
+    given = _messages(messages)
     _no_stream(stream)
-    if weights is None:
-        factors = (1.0,) * count
-    elif isinstance(weights, Iterable):
-        factors = tuple(weights)
-    else:
-        raise TypeError(f"weights: expected numbers, one a message, got {type(weights).__name__}")
-    if len(factors) != count:
-        raise ValueError(f"weights: expected {count}, one a message, got {len(factors)}")
-    like = data[0] if isinstance(data, tuple) else data
-    written = _decoded(layout, adapter, like, out, dtype)
-    _core.decode_sum(layout.geometry, data, factors, written)
-    return _results(adapter, written, out)
+    factors = _weights(weights, given.number)
+    like = given.items[0].data
+    written = _decoded(given.layout, given.adapter, like, out, dtype)
+    _core.decode_sum(given.layout.geometry, given.data, factors, written)
+    return _results(given.adapter, written, out)
+
+
+def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any = None, stream: Any = None) -> Counts:
+    """Add the trits of several workers that share their scales, without decoding (contract section 6).
+
+    The sums are exact and do not depend on the order or the grouping of the additions. Scales agree between workers
+    where they were shared: see `Scales`.
+
+    Parameters
+    ----------
+    messages : sequence of Packed or Counts, or one of them whose data has shape (W, nbytes)
+        Their layouts must agree, but for dtype, form and how trits are packed.
+    out : array of uint8, optional
+        Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    Counts
+        Of all workers together. A layer whose scales differ is poisoned: it decodes to NaN. A layer carried as float32
+        is the float32 sum, in the order of the messages.
+
+    Raises
+    ------
+    ValueError
+        If the layouts do not agree, or more than 32767 workers come together.
+    TypeError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    given = _messages(messages, Layout.same_cuts)
+    _no_stream(stream)
+    each = given.number // len(given.items)
+    workers = sum(message.workers if isinstance(message, Counts) else 1 for message in given.items) * each
+    if workers > COUNTS["counts16"]:
+        raise ValueError(f"messages: {workers} workers, counts hold {COUNTS['counts16']} at most")
+    layout = given.layout.with_ternary(counts_for(workers))
+    data = _output(given.adapter, out, (layout.nbytes,), "uint8", given.items[0].data)
+    arrays = given.data if isinstance(given.data, tuple) else (given.data,)
+    summands = [
+        (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
+        for message, array in zip(given.items, arrays, strict=True)
+    ]
+    _core.sum_trits(summands, layout.geometry, data)
+    return Counts(layout, workers, _results(given.adapter, data, out))
+
+
+def repack(
+    messages: Packed | Counts | Sequence[Packed] | Sequence[Counts],
+    *,
+    seed: Any,
+    offset: Any,
+    layer: int = 0,
+    weights: Iterable[float] | None = None,
+    clip: float | None = None,
+    scales: Scales | None = None,
+    packing: str | Sequence[str] | None = None,
+    out: Any = None,
+    stream: Any = None,
+) -> Packed:
+    """Decode, add and ternarize again in one call: the second hop of a reduction (contract section 6).
+
+    Unbiased, since both hops are: the result decodes to the weighted sum on average. It draws random bits of its own,
+    that `encode` never draws.
+
+    Parameters
+    ----------
+    messages
+        As in `decode_sum`; all Packed or all Counts.
+    seed, offset, layer
+        As in `encode`.
+    weights : iterable of float, optional
+        As in `decode_sum`.
+    clip : float > 0 or None, default None
+        Clip the sum as `encode` does; by default nothing is clipped, which would bias the second hop.
+    scales : Scales, optional
+        Use these instead of the sum's own: then the messages are read only once. A layer that is poisoned in one of
+        the messages stays so.
+    packing : str or sequence of str, optional
+        ``two_bit`` or ``base3`` for the ternary layers; layers carried as float32 stay so. By default as in the
+        messages, two_bit for counts.
+    out : array of uint8, optional
+        Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
+    stream : None
+        CPU arrays have none.
+
+    Returns
+    -------
+    Packed
+        The message, in the framework of `messages`.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError
+        Naming the argument, what it is and what was expected.
+    """
+    given = _messages(messages)
+    _no_stream(stream)
+    factors = _weights(weights, given.number)
+    adapter = given.adapter
+    layout = _repacked(given.layout, packing)
+    data = _output(adapter, out, (layout.nbytes,), "uint8", given.items[0].data)
+    passed = _passed(scales, adapter)
+    seed, offset = _word(seed, "seed"), _word(offset, "offset")
+    _core.repack(given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data)
+    return Packed(layout, _results(adapter, data, out))
+
+
+def _repacked(layout: Layout, packing: Any) -> Layout:
+    """Return the layout of what `repack` makes."""
+    if packing is None:
+        return layout.with_ternary("two_bit") if layout.counts else layout
+    if isinstance(packing, str):
+        _ternary_code(packing)
+        return layout.with_ternary(packing)
+    wanted = replace(layout, packing=packing)
+    _require_no_counts(wanted, "packing")
+    if not wanted.same_cuts(layout):
+        raise ValueError("packing: expected 'float32' for the layers that the messages carry as float32, and no others")
+    return wanted
 
 
 def scales(
@@ -436,6 +603,7 @@ def scales(
         if block is not None:
             raise ValueError("block: the layout has it already; give one of the two")
         _given_layout(layout, bucket)
+        _require_no_counts(layout, "layout.packing")
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
         raise TypeError(f"out: expected a Scales (scale, limit), got {type(out).__name__}")
     scale_out, limit_out = (None, None) if out is None else out
@@ -623,20 +791,20 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     return _results(adapter, trits, out)
 
 
-def validate(packed: Packed) -> None:
-    """Check that a message is one that an encoder could have written (contract sections 5 and 7).
+def validate(packed: Packed | Counts) -> None:
+    """Check that a message is one that `encode`, `repack` or `sum_trits` could have written (contract section 5).
 
     Parameters
     ----------
-    packed : Packed
+    packed : Packed or Counts
         One message, of one or several shards.
 
     Raises
     ------
     CorruptMessage
-        Unless codes, unused bits, gaps and scales are canonical and the length is the layout's.
+        Unless codes, counts, unused bits, gaps and scales are canonical and the length is the layout's.
     TypeError
-        If `packed` is no Packed, or its data not uint8.
+        If `packed` is neither, or its data not uint8.
     """
     layout, _, data = _one_message(packed)
-    _core.validate(layout.geometry, data)
+    _core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)

@@ -1,4 +1,4 @@
-"""Packed, Scales and CorruptMessage: what operations take and give."""
+"""Packed, Counts, Scales and CorruptMessage: what operations take and give."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from . import adapters
 from ._core import CorruptMessage
-from .layout import Layout
+from .layout import COUNTS, Layout, _whole
 
-__all__ = ["CorruptMessage", "Packed", "Scales"]
+__all__ = ["CorruptMessage", "Counts", "Packed", "Scales", "counts_for"]
 
 CorruptMessage.__module__ = "terngrad_kernels"
 
@@ -32,20 +32,8 @@ class Scales(NamedTuple):
     limit: Any
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """One message, or several of one layout, as bytes in the caller's framework.
-
-    Whoever owns a transport sends `data` and rebuilds ``Packed(layout, data)`` on the other side.
-
-    Parameters
-    ----------
-    layout : Layout
-        What the bytes mean.
-    data : array of uint8, shape (layout.nbytes,)
-        The message, laid out as contract section 5 says. Shape (W, layout.nbytes), as an all-gather leaves it,
-        stands for W messages.
-    """
+class _Message:
+    """The parts of a message."""
 
     layout: Layout
     data: Any
@@ -81,3 +69,65 @@ class Packed:
             raise ValueError(
                 f"{name}: the message has {self.layout.shards} shards, each with its own; see Layout.shard"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class Packed(_Message):
+    """One message, or several of one layout, as bytes in the caller's framework.
+
+    Whoever owns a transport sends `data` and rebuilds ``Packed(layout, data)`` on the other side.
+
+    Parameters
+    ----------
+    layout : Layout
+        What the bytes mean.
+    data : array of uint8, shape (layout.nbytes,)
+        The message, laid out as contract section 5 says. Shape (W, layout.nbytes), as an all-gather leaves it,
+        stands for W messages.
+    """
+
+    layout: Layout
+    data: Any
+
+
+def counts_for(workers: int) -> str:
+    """Return the narrowest counts packing that holds the trits of so many workers."""
+    return next(name for name, most in COUNTS.items() if workers <= most)
+
+
+@dataclass(frozen=True, eq=False)
+class Counts(_Message):
+    """Exact sums of the trits of several workers that share their scales: what `sum_trits` makes.
+
+    `decode` gives the sum of the workers' gradients, ``decode(counts, weight=1 / counts.workers)`` their mean.
+
+    Parameters
+    ----------
+    layout : Layout
+        What the bytes mean. Its ternary layers have the narrowest counts packing that holds the workers: ``counts4``
+        up to 7, ``counts8`` up to 127, ``counts16`` beyond.
+    workers : int
+        Trits in a sum, 1 to 32767.
+    data : array of uint8, shape (layout.nbytes,)
+        The message, laid out as contract section 5 says. Shape (W, layout.nbytes) stands for W messages of `workers`
+        workers each.
+
+    Raises
+    ------
+    ValueError
+        If the layout's packing is not that of `workers`.
+    """
+
+    layout: Layout
+    workers: int
+    data: Any
+
+    def __post_init__(self) -> None:
+        """Check that workers and packing agree."""
+        workers = _whole(self.workers, "workers", 1, COUNTS["counts16"] + 1)
+        object.__setattr__(self, "workers", workers)
+        expected = counts_for(workers)
+        names = (self.layout.packing,) if isinstance(self.layout.packing, str) else self.layout.packing
+        for name in names if self.layout.shapes else ():
+            if name not in ("float32", expected):
+                raise ValueError(f"layout: expected packing {expected} for {workers} workers, got {name}")

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 
-from . import adapters, operations
+from . import _core, adapters, operations
 from .info import WIRE_FORMAT_VERSION
-from .layout import Layout
-from .packed import CorruptMessage, Packed
+from .layout import COUNTS, PACKINGS, Layout
+from .packed import CorruptMessage, Counts, Packed, counts_for
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -48,7 +49,7 @@ _KIND_COUNTS: Final = 2
 # Codes start at 1, so that a field of zero bytes is never a valid one.
 _DTYPES: Final = {"float32": 1, "float16": 2, "bfloat16": 3, "float64": 4}
 _FORMS: Final = {"array": 1, "list": 2, "flat": 3}
-_PACKINGS: Final = {"two_bit": 1, "base3": 2, "float32": 3}
+_PACKINGS: Final = {"two_bit": 1, "base3": 2, "float32": 3, "counts4": 4, "counts8": 5, "counts16": 6}
 _DTYPE_NAMES: Final = {code: name for name, code in _DTYPES.items()}
 _FORM_NAMES: Final = {code: name for name, code in _FORMS.items()}
 _PACKING_NAMES: Final = {code: name for name, code in _PACKINGS.items()}
@@ -60,12 +61,12 @@ _UNIT: Final = 2560  # blocks are whole multiples of it
 _MAX_BLOCK: Final = (1 << 63) - 1
 
 
-def to_bytes(packed: Packed) -> bytes:
+def to_bytes(packed: Packed | Counts) -> bytes:
     """Write a message together with everything that is needed to read it, for disk or for strangers.
 
     Parameters
     ----------
-    packed : Packed
+    packed : Packed or Counts
         One message in any framework, on any device. It is validated first: what `to_bytes` writes,
         `from_bytes` reads.
 
@@ -77,12 +78,12 @@ def to_bytes(packed: Packed) -> bytes:
     Raises
     ------
     TypeError
-        If `packed` is not a `Packed`.
+        If `packed` is neither.
     ValueError
         If the layout is that of a single shard, the data is not exactly one message, or the layout is beyond
         the format (a layer of more than 64 dimensions).
     CorruptMessage
-        If codes, unused bits, gaps or scales are not canonical.
+        If codes, counts, unused bits, gaps or scales are not canonical.
 
     See Also
     --------
@@ -96,8 +97,8 @@ def to_bytes(packed: Packed) -> bytes:
     >>> len(blob), float(tk.decode(tk.from_bytes(blob))[0])
     (336, 1.0)
     """
-    if not isinstance(packed, Packed):
-        raise TypeError(f"packed is {type(packed).__name__}, expected Packed")
+    if not isinstance(packed, (Packed, Counts)):
+        raise TypeError(f"packed is {type(packed).__name__}, expected Packed or Counts")
     layout = packed.layout
     if layout.index is not None:
         raise ValueError(
@@ -118,13 +119,13 @@ def to_bytes(packed: Packed) -> bytes:
     length = _HEADER.size + len(table) + layout.nbytes
     fields = (
         WIRE_FORMAT_VERSION,
-        _KIND_PACKED,
+        _KIND_COUNTS if isinstance(packed, Counts) else _KIND_PACKED,
         _DTYPES[layout.dtype],
         length,
         layout.block or 0,
         len(layout.shapes),
         layout.shards,
-        1,
+        packed.workers if isinstance(packed, Counts) else 1,
         _FORMS[layout.form],
         bytes(3),
     )
@@ -133,7 +134,7 @@ def to_bytes(packed: Packed) -> bytes:
     return b"".join((_HEADER.pack(_MAGIC, crc, *fields), table, data))
 
 
-def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
+def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:
     """Read one message that `to_bytes` wrote, trusting nothing in it.
 
     Time and memory are linear in the size of `buffer`, whatever the fields in it claim. The message is copied
@@ -149,14 +150,14 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
 
     Returns
     -------
-    Packed
-        Of the layout that was written, with canonical data.
+    Packed or Counts
+        What was written, of the layout that was written, with canonical data.
 
     Raises
     ------
     CorruptMessage
         For any damage: wrong magic, version, code, length or checksum, truncation, trailing bytes, non-zero
-        reserved bits, codes or scales that are not canonical. The text names the byte offset.
+        reserved bits, codes, counts or scales that are not canonical. The text names the byte offset.
     TypeError
         If `buffer` does not offer its bytes, or `like` is not an array of a known framework.
     BufferError
@@ -176,15 +177,15 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed:
         if not outer.c_contiguous:
             raise BufferError(f"buffer has strides {outer.strides}, expected C-contiguous bytes")
         with outer.cast("B") if outer.nbytes else memoryview(b"") as view:
-            layout, start = _read_layout(view)
+            layout, workers, start = _read_layout(view)
             data = np.empty(layout.nbytes, np.uint8)
             data.data[:] = view[start:]
-    packed = Packed(layout, data)
+    packed = Packed(layout, data) if workers is None else Counts(layout, workers, data)
     try:
         operations.validate(packed)
     except CorruptMessage as error:
         raise CorruptMessage(f"{error}; the message starts at byte {start}") from None
-    return packed if adapter is None else Packed(layout, adapter.from_numpy(data, like))
+    return packed if adapter is None else replace(packed, data=adapter.from_numpy(data, like))
 
 
 def _table(layout: Layout) -> bytes:
@@ -206,9 +207,9 @@ def _fail(offset: int, text: str) -> NoReturn:
     raise CorruptMessage(f"byte {offset}: {text}")
 
 
-def _read_layout(view: memoryview) -> tuple[Layout, int]:
-    """The layout that header and table describe, and where the message starts. Builds no `Layout` until its
-    cost is known to be linear in `view.nbytes`."""
+def _read_layout(view: memoryview) -> tuple[Layout, int | None, int]:
+    """The layout that header and table describe, the workers of counts, and where the message starts. Builds no
+    `Layout` until its cost is known to be linear in `view.nbytes`."""
     size = view.nbytes
     magic = bytes(view[: len(_MAGIC)])
     if magic != _MAGIC[: len(magic)]:
@@ -230,9 +231,7 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         _fail(8, f"checksum {crc:#010x} stated, {actual:#010x} found: the message is damaged")
 
     # From here on only a writer's fault or a forgery is left: a checksum is no signature.
-    if kind == _KIND_COUNTS:
-        _fail(14, f"kind {kind} (counts) is reserved in format version {version}")
-    if kind != _KIND_PACKED:
+    if kind not in (_KIND_PACKED, _KIND_COUNTS):
         _fail(14, f"unknown kind {kind}")
     if dtype not in _DTYPE_NAMES:
         _fail(15, f"unknown dtype code {dtype}")
@@ -240,8 +239,10 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         _fail(24, f"a block of {block} elements is not a multiple of {_UNIT} below 2^63")
     if not 1 <= shards <= _MAX_SHARDS:
         _fail(36, f"{shards} shards, expected 1 to {_MAX_SHARDS}")
-    if workers != 1:
-        _fail(40, f"{workers} workers, expected 1 in a message of kind {kind}")
+    most = COUNTS["counts16"] if kind == _KIND_COUNTS else 1
+    if not 1 <= workers <= most:
+        _fail(40, f"{workers} workers, expected 1{f' to {most}' if most > 1 else ''} in a message of kind {kind}")
+    allowed = ("float32", counts_for(workers)) if kind == _KIND_COUNTS else ("two_bit", "base3", "float32")
     if form not in _FORM_NAMES:
         _fail(44, f"unknown form code {form}")
     if form == _FORMS["array"] and layers != 1:
@@ -260,6 +261,8 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         code, dimensions, reserved = _ENTRY.unpack(view[at : at + _ENTRY.size])
         if code not in _PACKING_NAMES:
             _fail(at, f"unknown packing code {code}")
+        if _PACKING_NAMES[code] not in allowed:
+            _fail(at, f"packing {_PACKING_NAMES[code]}, expected {' or '.join(allowed)} in a message of kind {kind}")
         if dimensions > _MAX_DIMENSIONS:
             _fail(at + 1, f"{dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
         if any(reserved):
@@ -295,12 +298,11 @@ def _read_layout(view: memoryview) -> tuple[Layout, int]:
         raise CorruptMessage(f"byte 15: header and table describe no layout: {error}") from error
     if layout.nbytes != size - start:
         _fail(start, f"these layers take {layout.nbytes} bytes, {size - start} are left")
-    return layout, start
+    return layout, workers if kind == _KIND_COUNTS else None, start
 
 
 def _least_bytes(size: int, packing: str, block: int) -> int:
     """Scale fields and payload of a layer without any padding; more shards only add to it."""
     pieces = max(1, -(-size // block)) if block else 1
-    if packing == "float32":
-        return 4 * pieces + 4 * size
-    return 4 * pieces + -(-size // (4 if packing == "two_bit" else 5))
+    # A block is whole tiles, so cutting it rounds nothing up.
+    return 4 * pieces + _core.payload_bytes(PACKINGS[packing], size)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _core
-from ..packed import Packed
+from ..packed import Counts, Packed
 
 
 class JaxAdapter:
@@ -69,3 +69,4 @@ class JaxAdapter:
 adapter = JaxAdapter()
 
 jax.tree_util.register_dataclass(Packed, data_fields=["data"], meta_fields=["layout"])
+jax.tree_util.register_dataclass(Counts, data_fields=["data"], meta_fields=["layout", "workers"])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from ..packed import Packed
+from ..packed import Counts, Packed
 
 _DTYPES = {
     "float32": torch.float32,
@@ -90,4 +90,10 @@ pytree.register_pytree_node(
     lambda packed: ([packed.data], packed.layout),
     lambda children, layout: Packed(layout, next(iter(children))),
     serialized_type_name="terngrad_kernels.Packed",
+)
+pytree.register_pytree_node(
+    Counts,
+    lambda counts: ([counts.data], (counts.layout, counts.workers)),
+    lambda children, static: Counts(static[0], static[1], next(iter(children))),
+    serialized_type_name="terngrad_kernels.Counts",
 )

@@ -24,6 +24,7 @@ Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 Trits = NDArray[np.int8]
+Integers = NDArray[np.int64]
 Words = NDArray[np.uint32]
 Pair = tuple[np.float32, np.float32]
 
@@ -299,7 +300,11 @@ def trits(x32: Float32s, scale: np.float32, limit: np.float32, u: Words) -> Trit
 # -------------------------------------------------------------------------------------- packing (section 5)
 
 TILE_ROWS = {"two_bit": 4, "base3": 5}
-PLACE = {"two_bit": (1, 4, 16, 64), "base3": (1, 3, 9, 27, 81)}
+COUNT_BITS = {"counts4": 4, "counts8": 8, "counts16": 16}
+MOST_WORKERS = {"counts4": 7, "counts8": 127, "counts16": 32767}
+# The place value of each row of a tile, and what the digits are taken modulo.
+PLACE = {"two_bit": (1, 4, 16, 64), "base3": (1, 3, 9, 27, 81), "counts4": (1, 16)}
+BASE = {"two_bit": 4, "base3": 3, "counts4": 16}
 # The digit of t = 0, +1, -1 at index t (Python's index -1 is the last); and back, code 10 counting as 0.
 DIGIT = {"two_bit": (0, 1, 3), "base3": (0, 1, 2)}
 TRIT = {"two_bit": (0, 1, 0, -1), "base3": (0, 1, -1)}
@@ -307,13 +312,16 @@ TRIT = {"two_bit": (0, 1, 0, -1), "base3": (0, 1, -1)}
 
 def payload_nbytes(n: int, packing: str) -> int:
     """Section 5: bytes of the payload of n elements."""
-    return 4 * n if packing == "float32" else -(-n // TILE_ROWS[packing])
+    if packing == "float32":
+        return 4 * n
+    if packing in COUNT_BITS:
+        return -(-n * COUNT_BITS[packing] // 8)
+    return -(-n // TILE_ROWS[packing])
 
 
-def pack(trits: Trits, packing: str) -> Bytes:
-    """Section 5: the payload of the signs of `trits`."""
+def _in_tiles(digits: NDArray[np.uint8], packing: str) -> Bytes:
+    """Section 5: digits in element order, in tiles of rows x 128 columns and a last, partial one."""
     place = np.array(PLACE[packing], np.uint8)[:, None]
-    digits = np.array(DIGIT[packing], np.uint8)[np.sign(trits.reshape(-1))]
     rows = len(place)
     whole = digits.size // (rows * ROW) * rows * ROW
     tiles = digits[:whole].reshape(-1, rows, ROW)
@@ -333,17 +341,50 @@ def _digits(payload: Bytes, packing: str) -> NDArray[np.uint8]:
     place = np.array(PLACE[packing], np.uint8)[:, None]
     # A last tile of 128 columns is laid out like a whole one, so the bytes alone tell where tiles end.
     whole = payload.size // ROW * ROW
-    base = 4 if packing == "two_bit" else 3
-    tiles = payload[:whole].reshape(-1, 1, ROW) // place % base
-    last = payload[None, whole:] // place % base
+    tiles = payload[:whole].reshape(-1, 1, ROW) // place % BASE[packing]
+    last = payload[None, whole:] // place % BASE[packing]
     return np.concatenate([tiles.reshape(-1), last.reshape(-1)]).astype(np.uint8)
+
+
+def _require_length(payload: Bytes, n: int, packing: str) -> None:
+    if payload.size != payload_nbytes(n, packing):
+        raise ValueError(f"payload of {payload.size} bytes for {n} elements in {packing}")
+
+
+def pack(trits: Trits, packing: str) -> Bytes:
+    """Section 5: the payload of the signs of `trits`."""
+    return _in_tiles(np.array(DIGIT[packing], np.uint8)[np.sign(trits.reshape(-1))], packing)
 
 
 def unpack(payload: Bytes, n: int, packing: str) -> Trits:
     """Section 5 backwards; total: code 10 gives 0 and a base-3 byte its five digits mod 3."""
-    if payload.size != payload_nbytes(n, packing):
-        raise ValueError(f"payload of {payload.size} bytes for {n} elements in {packing}")
+    _require_length(payload, n, packing)
     return np.array(TRIT[packing], np.int8)[_digits(payload, packing)[:n]]
+
+
+def counts_packing(workers: int) -> str:
+    """Section 5: the narrowest packing that holds the sums of so many workers."""
+    if not 1 <= workers <= 32767:
+        raise ValueError(f"{workers} workers")
+    return next(name for name, most in MOST_WORKERS.items() if workers <= most)
+
+
+def pack_counts(sums: Integers, packing: str) -> Bytes:
+    """Section 5: the payload of integers, taken modulo 2^bits."""
+    bits = COUNT_BITS[packing]
+    codes = sums % 2**bits
+    if bits == 4:
+        return _in_tiles(codes.astype(np.uint8), packing)
+    return codes.astype(f"<u{bits // 8}").view(np.uint8)
+
+
+def unpack_counts(payload: Bytes, n: int, packing: str) -> Integers:
+    """Section 5 backwards: two's complement, the lowest value too."""
+    _require_length(payload, n, packing)
+    bits = COUNT_BITS[packing]
+    codes = _digits(payload, packing)[:n] if bits == 4 else payload.view(f"<u{bits // 8}")
+    half = 2 ** (bits - 1)
+    return (codes.astype(np.int64) + half) % 2**bits - half
 
 
 # ----------------------------------------------------------------------------- message geometry (section 5)
@@ -488,13 +529,18 @@ def scales(
     return scale, limit
 
 
-def _payload(x: Array, piece: Piece, pair: Pair, seed: int, offset: int, layer: int) -> Bytes:
+def _payload(x: Array, piece: Piece, pair: Pair, draw: dict[str, Any]) -> Bytes:
     """Sections 3 to 5: the payload of one piece with the elements x."""
     if piece.packing == "float32":
         return widen(x, x.dtype.name).astype("<f4").view(np.uint8)
     x32 = widen(x, x.dtype.name, signed_nan=True)
-    u = uniforms(x.size, seed=seed, offset=offset, layer=layer, first=piece.first)
-    return pack(trits(x32, *pair, u), piece.packing)
+    return pack(trits(x32, *pair, uniforms(x.size, first=piece.first, **draw)), piece.packing)
+
+
+def _put(data: Bytes, piece: Piece, field: Any, payload: Bytes) -> None:
+    """Section 5: the scale field and the payload of one piece, where they belong."""
+    data[piece.scale_at : piece.scale_at + 4] = np.array([field], "<f4").view(np.uint8)
+    data[piece.payload_at : piece.payload_at + piece.nbytes] = payload
 
 
 def encode(
@@ -511,12 +557,13 @@ def encode(
     index: int | None = None,
     sizes: Sequence[int] | None = None,
     center_scales: bool = False,
+    second_hop: bool = False,
 ) -> Bytes:
     """Section 5: the message of a bucket.
 
     With `index`, `layers` are the pieces of that shard (see `cut`), and `sizes` and `packing` those of the
     layers of the whole bucket. `scales` = (scale, limit), one entry a group. With `center_scales` the
-    measured limits are those about the mean.
+    measured limits are those about the mean. `second_hop` sets bit 31 of the layer words.
     """
     whole = [x.size for x in layers] if sizes is None else list(sizes)
     plan, groups, nbytes = pieces(whole, packing, block, shards, index)
@@ -536,8 +583,8 @@ def encode(
     data = np.zeros(nbytes, np.uint8)
     for x, p in zip(runs, plan, strict=True):
         pair = (np.float32(1), INF) if p.packing == "float32" else pairs[p.group]
-        data[p.scale_at : p.scale_at + 4] = np.array([pair[0]], "<f4").view(np.uint8)
-        data[p.payload_at : p.payload_at + p.nbytes] = _payload(x, p, pair, seed, offset, layer + p.layer)
+        draw = {"seed": seed, "offset": offset, "layer": layer + p.layer, "second_hop": second_hop}
+        _put(data, p, pair[0], _payload(x, p, pair, draw))
     return data
 
 
@@ -610,7 +657,12 @@ def _piece_values(data: Bytes, piece: Piece) -> tuple[np.float32, Float32s]:
     payload = data[piece.payload_at : piece.payload_at + piece.nbytes].copy()
     if piece.packing == "float32":
         return np.float32(1), payload.view("<f4").astype(np.float32)
-    return _scale_field(data, piece), unpack(payload, piece.size, piece.packing).astype(np.float32)
+    return _scale_field(data, piece), _integers(payload, piece).astype(np.float32)
+
+
+def _integers(payload: Bytes, piece: Piece) -> Array:
+    """Section 6: the trits or the counts of a ternary piece."""
+    return (unpack_counts if piece.packing in COUNT_BITS else unpack)(payload, piece.size, piece.packing)
 
 
 def _weight(weight: float) -> np.float32:
@@ -693,20 +745,123 @@ def decode_sum(
     return [narrow(x, dtype) for x in total]
 
 
+# ----------------------------------------------------------------------- sums and second hops (section 6)
+
+
+class Message(NamedTuple):
+    """Bytes with what `sum_trits` needs of their layout beside what all messages have in common."""
+
+    data: Bytes
+    packing: str | Sequence[str] = "two_bit"
+    workers: int = 1
+
+
+def sum_trits(
+    messages: Sequence[Message],
+    sizes: Sequence[int],
+    block: int | None = None,
+    shards: int = 1,
+    index: int | None = None,
+) -> Message:
+    """Section 6: the sum of messages of trits and of counts, as counts."""
+    workers = sum(message.workers for message in messages)
+    counts = counts_packing(workers)
+    names = _packings(messages[0].packing, len(sizes))
+    packings = ["float32" if name == "float32" else counts for name in names]
+    plan, _, nbytes = pieces(sizes, packings, block, shards, index)
+    data = np.zeros(nbytes, np.uint8)
+    plans = [pieces(sizes, message.packing, block, shards, index)[0] for message in messages]
+    for k, p in enumerate(plan):
+        parts = [(message.data, own[k]) for message, own in zip(messages, plans, strict=True)]
+        _put(data, p, *(_sum_of_values(parts) if p.packing == "float32" else _sum_of_trits(parts, p)))
+    return Message(data, packings, workers)
+
+
+def _sum_of_values(parts: Sequence[tuple[Bytes, Piece]]) -> tuple[np.float32, Bytes]:
+    """Section 6: the field and the payload of a `float32` piece of a sum."""
+    total = np.zeros(parts[0][1].size, np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for data, piece in parts:
+            total = total + _piece_values(data, piece)[1]
+    return np.float32(1), total.astype("<f4").view(np.uint8)
+
+
+def _sum_of_trits(parts: Sequence[tuple[Bytes, Piece]], piece: Piece) -> tuple[np.float32, Bytes]:
+    """Section 6: the field and the payload of a ternary piece of a sum."""
+    nothing = np.zeros(piece.nbytes, np.uint8)
+    fields = [_scale_field(*part) for part in parts]
+    if len({field.tobytes() for field in fields}) > 1 or not np.isfinite(fields[0]):
+        return INF, nothing
+    if fields[0] == 0:
+        return ZERO, nothing
+    total = np.zeros(piece.size, np.int64)
+    for data, own in parts:
+        total += _integers(data[own.payload_at : own.payload_at + own.nbytes].copy(), own)
+    return fields[0], pack_counts(total, piece.packing)
+
+
+def repack(
+    messages: Sequence[Bytes],
+    sizes: Sequence[int],
+    packing: str | Sequence[str] = "two_bit",
+    *,
+    seed: int,
+    offset: int,
+    layer: int = 0,
+    weights: Sequence[float] | None = None,
+    clip: float | None = None,
+    scales: tuple[Any, Any] | None = None,
+    to: str | Sequence[str] | None = None,
+    block: int | None = None,
+    shards: int = 1,
+    index: int | None = None,
+) -> Bytes:
+    """Section 6: the second hop. `packing` is the messages', `to` the result's (None: section 6's default)."""
+    cuts: dict[str, Any] = {"block": block, "shards": shards, "index": index}
+    names = _packings(packing, len(sizes))
+    if to is None:
+        target = ["two_bit" if name in COUNT_BITS else name for name in names]
+    elif isinstance(to, str):
+        target = ["float32" if name == "float32" else to for name in names]
+    else:
+        target = _packings(to, len(sizes))
+    if [name == "float32" for name in target] != [name == "float32" for name in names]:
+        raise ValueError("the float32 layers are others than the messages'")
+    total = decode_sum(messages, sizes, packing, weights=weights, **cuts)
+    for x in total:
+        x[np.isnan(x)] = _canonical_nan(1)
+    drawn = {"clip": clip, "seed": seed, "offset": offset, "layer": layer, "scales": scales}
+    data = encode(total, packing=target, sizes=sizes, second_hop=True, **drawn, **cuts)
+    before, after = (pieces(sizes, each, **cuts)[0] for each in (names, target))
+    for p, q in zip(before, after, strict=True):
+        if p.packing != "float32" and not all(np.isfinite(_scale_field(m, p)) for m in messages):
+            _put(data, q, INF, np.zeros(q.nbytes, np.uint8))
+    return data
+
+
 # ------------------------------------------------------------------------------- validation (sections 5, 7)
 
 
-def _canonical_piece(data: Bytes, piece: Piece) -> bool:
+def _canonical_codes(payload: Bytes, piece: Piece, workers: int) -> bool:
+    """Sections 5 and 7: no invalid code, and unused bits and digits 0."""
+    if piece.packing in COUNT_BITS:
+        sums = unpack_counts(payload, piece.size, piece.packing)
+        again = pack_counts(sums, piece.packing)
+        return bool((np.abs(sums) <= workers).all() and (again == payload).all())
+    digits = _digits(payload, piece.packing)
+    invalid = digits == 2 if piece.packing == "two_bit" else payload > 242
+    return not (invalid.any() or digits[piece.size :].any())
+
+
+def _canonical_piece(data: Bytes, piece: Piece, workers: int) -> bool:
     s = _scale_field(data, piece)
     if piece.packing == "float32":
         return bool(s == 1)
     payload = data[piece.payload_at : piece.payload_at + piece.nbytes]
-    digits = _digits(payload, piece.packing)
-    invalid = digits == 2 if piece.packing == "two_bit" else payload > 242
-    if invalid.any() or digits[piece.size :].any():
+    if not _canonical_codes(payload, piece, workers):
         return False
     if s == 0 or np.isposinf(s):
-        return not np.signbit(s) and not digits.any()
+        return not np.signbit(s) and not payload.any()
     return bool(np.isfinite(s) and s >= SMALLEST_SCALE)
 
 
@@ -717,8 +872,9 @@ def validate(
     block: int | None = None,
     shards: int = 1,
     index: int | None = None,
+    workers: int = 1,
 ) -> bool:
-    """Sections 5 and 7: whether the bytes are a canonical message of the layout."""
+    """Sections 5 and 7: whether the bytes are a canonical message of the layout (and number of workers)."""
     plan, _, nbytes = pieces(sizes, packing, block, shards, index)
     if data.size != nbytes:
         return False
@@ -726,4 +882,4 @@ def validate(
     for p in plan:
         gap[p.scale_at : p.scale_at + 4] = False
         gap[p.payload_at : p.payload_at + p.nbytes] = False
-    return not data[gap].any() and all(_canonical_piece(data, p) for p in plan)
+    return not data[gap].any() and all(_canonical_piece(data, p, workers) for p in plan)

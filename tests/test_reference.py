@@ -17,7 +17,8 @@ import reference as ref
 
 bits32 = st.integers(0, 2**32 - 1)
 sizes_lists = st.lists(st.one_of(st.integers(0, 9), st.integers(0, 40000)), max_size=6)
-ternary_packings = st.sampled_from(["two_bit", "base3"])
+every_packing = st.sampled_from(["two_bit", "base3", "float32", "counts4", "counts8", "counts16"])
+MOST = {"counts4": 7, "counts8": 127, "counts16": 32767}
 
 
 def f32(bits: int) -> np.float32:
@@ -467,29 +468,60 @@ def test_mean_and_second_moment() -> None:
 # -------------------------------------------------------------------------------------------------- packing
 
 
-def slow_pack(trits: list[int], packing: str) -> bytes:
+#: Rows of a tile, and what a row's place value is a power of; counts of 8 bits and more are tiles of one row.
+TILES = {"two_bit": (4, 4), "base3": (5, 3), "counts4": (2, 16), "counts8": (1, 256), "counts16": (1, 65536)}
+
+
+def slow_pack(values: list[int], packing: str) -> bytes:
     """Section 5 element by element."""
-    rows, base = (4, 4) if packing == "two_bit" else (5, 3)
-    code = {0: 0, 1: 1, -1: 3 if packing == "two_bit" else 2}
-    whole = len(trits) // (128 * rows)
-    out = [0] * -(-len(trits) // rows)
-    for e, t in enumerate(trits):
+    rows, base = TILES[packing]
+    whole = len(values) // (128 * rows)
+    out = [0] * -(-len(values) // rows)
+    for e, t in enumerate(values):
         tile, i = divmod(e, 128 * rows)
-        q = min(128 * rows, len(trits) - tile * 128 * rows)
+        q = min(128 * rows, len(values) - tile * 128 * rows)
         columns = 128 if tile < whole else -(-q // rows)
-        out[tile * 128 + i % columns] += code[t] * base ** (i // columns)
-    return bytes(out)
+        # Two's complement, and base 3's digit 2 for -1.
+        out[tile * 128 + i % columns] += t % base * base ** (i // columns)
+    return b"".join(value.to_bytes(2 if packing == "counts16" else 1, "little") for value in out)
 
 
-@pytest.mark.parametrize("packing", ["two_bit", "base3"])
+@pytest.mark.parametrize("packing", TILES)
 @pytest.mark.parametrize(
-    "n", [*range(24), 127, 128, 129, 509, 511, 512, 513, 639, 640, 641, 1023, 1280, 2559, 2560, 2561, 3333]
+    "n",
+    [*range(24), 127, 128, 129, 255, 256, 257, 509, 511, 512, 513, 639, 640, 641, 1023, 1280, 2559, 2560, 2561, 3333],
 )
 def test_pack_against_the_loop(packing: str, n: int) -> None:
-    t = np.random.default_rng(n).integers(-1, 2, n).astype(np.int8)
-    payload = ref.pack(t, packing)
+    most = MOST.get(packing, 1)
+    t = np.random.default_rng(n).integers(-most, most + 1, n)
+    if packing in MOST:
+        t[:1] = -most - 1
+        payload = ref.pack_counts(t, packing)
+        unpacked = ref.unpack_counts(payload, n, packing)
+    else:
+        payload = ref.pack(t.astype(np.int8), packing)
+        unpacked = ref.unpack(payload, n, packing)
+    assert payload.size == ref.payload_nbytes(n, packing)
     assert payload.tobytes() == slow_pack(t.tolist(), packing)
-    assert (ref.unpack(payload, n, packing) == t).all()
+    assert (unpacked == t).all()
+
+
+@pytest.mark.parametrize("packing", MOST)
+def test_counts_are_taken_modulo_two_to_the_bits(packing: str) -> None:
+    most = MOST[packing]
+    for value, want in ((most + 1, -most - 1), (most + 2, -most), (-most - 2, most), (2 * most + 2, 0)):
+        payload = ref.pack_counts(np.full(3, value), packing)
+        assert (ref.unpack_counts(payload, 3, packing) == want).all()
+    with pytest.raises(ValueError, match="bytes for 3 elements"):
+        ref.unpack_counts(payload[:-1], 3, packing)
+
+
+def test_the_narrowest_packing_holds_the_workers() -> None:
+    names = {1: "counts4", 7: "counts4", 8: "counts8", 127: "counts8", 128: "counts16", 32767: "counts16"}
+    assert {workers: ref.counts_packing(workers) for workers in names} == names
+    for workers in (0, -1, 32768):
+        with pytest.raises(ValueError, match="workers"):
+            ref.counts_packing(workers)
 
 
 def test_pack_takes_signs() -> None:
@@ -512,7 +544,7 @@ def test_unpack_is_total() -> None:
 
 @given(
     sizes=sizes_lists,
-    packing=st.lists(st.sampled_from(["two_bit", "base3", "float32"]), min_size=6, max_size=6),
+    packing=st.lists(every_packing, min_size=6, max_size=6),
     block=st.sampled_from([None, 2560, 5120, 12800]),
     shards=st.integers(1, 9),
 )
@@ -539,8 +571,8 @@ def test_geometry(sizes: list[int], packing: list[str], block: int | None, shard
         used[p.scale_at : p.scale_at + 4] += 1
         used[p.payload_at : p.payload_at + p.nbytes] += 1
         assert p.payload_at % 16 == 0
-        per_byte = {"two_bit": 4, "base3": 5}
-        assert p.nbytes == (4 * p.size if p.packing == "float32" else -(-p.size // per_byte[p.packing]))
+        per_byte = {"two_bit": 4, "base3": 5, "counts4": 2, "counts8": 1, "counts16": 0.5, "float32": 0.25}
+        assert p.nbytes == math.ceil(p.size / per_byte[p.packing])
     assert used.max(initial=0) <= 1
     tails = []
     for shard in range(shards):
@@ -734,6 +766,272 @@ def test_clip() -> None:
     assert (ref.clip([g], clip=1.0)[0] == np.clip(g, -limit, limit)).all()
 
 
+# -------------------------------------------------------------------------------------------- sums of trits
+
+
+def shared(rng: np.random.Generator, sizes: list[int], workers: int, **layout: Any) -> list[ref.Message]:
+    """Messages of so many workers, all of the scales 2 and 0.5 in turn, in every second one packed otherwise."""
+    groups = ref.pieces(sizes, **layout)[1]
+    scales = (np.tile(np.float32([2, 0.5]), groups)[:groups], np.full(groups, np.inf))
+    messages = []
+    for k in range(workers):
+        names = ref._packings(layout.get("packing", "two_bit"), len(sizes))
+        if k % 2:
+            names = [{"two_bit": "base3", "base3": "two_bit"}.get(name, name) for name in names]
+        data = ref.encode(bucket(rng, sizes, "float32"), scales=scales, seed=k, **{**layout, "packing": names})
+        messages.append(ref.Message(data, names))
+    return messages
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7, 8, 127, 128, 300])
+def test_sum_trits_element_by_element(workers: int) -> None:
+    sizes, packing = [700, 0, 3, 257], ["two_bit", "two_bit", "float32", "base3"]
+    messages = shared(np.random.default_rng(workers), sizes, workers, packing=packing)
+    total = ref.sum_trits(messages, sizes)
+    assert total.workers == workers
+    counts = ref.counts_packing(workers)
+    assert total.packing == [counts, counts, "float32", counts]
+    assert ref.validate(total.data, sizes, total.packing, workers=workers)
+    decoded = [ref.decode(m.data, sizes, m.packing) for m in messages]
+    for k, p in enumerate(ref.pieces(sizes, total.packing)[0]):
+        field = total.data[p.scale_at : p.scale_at + 4].view("<f4")[0]
+        payload = total.data[p.payload_at : p.payload_at + p.nbytes]
+        if p.packing == "float32":
+            want = np.float32([0] * p.size)
+            for values in decoded:
+                for e in range(p.size):
+                    want[e] = slow_fma(np.float32(1), values[k][e], want[e])
+            assert field == 1
+            assert payload.tobytes() == want.tobytes()
+        else:
+            scale = (2, 0.5)[k % 2]
+            sums = [sum(int(values[k][e] / scale) for values in decoded) for e in range(p.size)]
+            assert field == scale
+            assert payload.tobytes() == slow_pack(sums, counts)
+            assert ref.decode(total.data, sizes, total.packing)[k].tolist() == [scale * t for t in sums]
+
+
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [
+        ([0x3F800000, 0x3F800000], 0x3F800000),
+        ([0x3F800000, 0x3F800001], 0x7F800000),
+        ([0x3F800000, 0xBF800000], 0x7F800000),
+        ([0xBF800000, 0xBF800000], 0xBF800000),
+        ([0x00000001, 0x00000001], 0x00000001),
+        ([0x00000000, 0x00000000], 0x00000000),
+        ([0x80000000, 0x80000000], 0x00000000),
+        ([0x00000000, 0x80000000], 0x7F800000),
+        ([0x00000000, 0x3F800000], 0x7F800000),
+        ([0x7F800000, 0x7F800000], 0x7F800000),
+        ([0xFF800000, 0xFF800000], 0x7F800000),
+        ([0x7FC00000, 0x7FC00000], 0x7F800000),
+        ([0x7F800000, 0x3F800000], 0x7F800000),
+        ([0x7F7FFFFF, 0x7F7FFFFF], 0x7F7FFFFF),
+    ],
+)
+@pytest.mark.parametrize("counts", [False, True])
+def test_scale_fields_of_a_sum(fields: list[int], want: int, counts: bool) -> None:
+    """Codes stay only under a finite field that is not 0; the neighbour is not touched."""
+    sizes = [5, 5]
+    x = [np.ones(5, np.float32)] * 2
+    messages = []
+    for bits in fields:
+        message = ref.Message(ref.encode(x))
+        message = ref.sum_trits([message], sizes) if counts else message
+        message.data[:4] = np.array([bits], "<u4").view(np.uint8)
+        messages.append(message)
+    total = ref.sum_trits(messages, sizes)
+    assert int(total.data[:4].view("<u4")[0]) == want
+    first = np.isfinite(f32(want)) and want != 0
+    assert total.data[16:19].tolist() == ([0x22, 0x22, 0x02] if first else [0, 0, 0])
+    assert total.data[4:8].view("<f4") == 1
+    assert total.data[32:35].tolist() == [0x22, 0x22, 0x02]
+    assert not total.data[35:].any()
+
+
+def test_a_sum_takes_any_codes() -> None:
+    """Code 10 as 0, base-3 bytes mod 3, the lowest count as what it is; modulo 16 in the end."""
+    field = np.array([1, 0, 0, 0], "<f4").view(np.uint8)
+
+    def message(byte: int, packing: str, workers: int = 1) -> ref.Message:
+        payload = np.zeros(16, np.uint8)
+        payload[0] = byte
+        return ref.Message(np.concatenate([field, payload]), packing, workers)
+
+    for parts, want in (
+        ([message(0b10, "two_bit"), message(0b01, "two_bit")], 0x1),
+        ([message(0b11, "two_bit"), message(0b11, "two_bit")], 0xE),
+        ([message(255, "base3"), message(254, "base3")], 0xF),  # 255 mod 3 = 0, 254 mod 3 = 2
+        ([message(0x8, "counts4", 3)], 0x8),
+        ([message(0x8, "counts4", 3), message(0xFF, "counts4", 3)], 0x7),
+        ([message(0x7, "counts4", 3), message(0x01, "two_bit")], 0x8),
+    ):
+        assert ref.sum_trits(parts, [1]).data[16:].tolist() == [want] + [0] * 15
+    low = ref.sum_trits([message(0x80, "counts8", 100), message(0x08, "counts4", 7)], [1])
+    assert low.packing == ["counts8"]
+    assert low.data[16] == 0x78
+    wide = ref.sum_trits([message(0x80, "counts8", 100), message(0x80, "counts8", 100)], [1])
+    assert wide.data[16:18].view("<i2") == -256
+
+
+@pytest.mark.parametrize("cuts", [{}, {"block": 2560}, {"shards": 3}, {"block": 2560, "shards": 2, "index": 1}])
+def test_sums_are_order_free(cuts: dict[str, Any]) -> None:
+    rng = np.random.default_rng(21)
+    sizes = [6000, 0, 33, 2561]
+    layout = {key: value for key, value in cuts.items() if key != "index"}
+    messages = shared(rng, sizes, 20, **layout)
+    if "index" in cuts:
+        length = ref.pieces(sizes, **layout)[2] // 2
+        messages = [m._replace(data=m.data[length:].copy()) for m in messages]
+    # Worker 3 has another scale in the first piece, worker 5 is poisoned in the last.
+    for worker, k, field in ((3, 0, 3), (5, -1, np.inf)):
+        piece = ref.pieces(sizes, messages[worker].packing, **cuts)[0][k]
+        ref._put(messages[worker].data, piece, field, np.zeros(piece.nbytes, np.uint8))
+    want = ref.sum_trits(messages, sizes, **cuts)
+    assert ref.validate(want.data, sizes, want.packing, **cuts, workers=20)
+    assert np.isinf(ref._scale_field(want.data, ref.pieces(sizes, want.packing, **cuts)[0][0]))
+    for _ in range(5):
+        parts = [messages[k] for k in rng.permutation(20)]
+        while len(parts) > 1:
+            take = int(rng.integers(1, 5))
+            parts = [*parts[take:], ref.sum_trits(parts[:take], sizes, **cuts)]
+        assert parts[0].workers == 20
+        assert parts[0].data.tobytes() == want.data.tobytes()
+
+
+def test_a_sum_of_shards_is_a_shard_of_the_sum() -> None:
+    sizes, packing = [9000, 4, 30000], ["two_bit", "float32", "base3"]
+    messages = shared(np.random.default_rng(22), sizes, 9, packing=packing, shards=4)
+    whole = ref.sum_trits(messages, sizes, shards=4)
+    parts = []
+    for index in range(4):
+        own = [m._replace(data=m.data.reshape(4, -1)[index]) for m in messages]
+        parts.append(ref.sum_trits(own, sizes, shards=4, index=index).data)
+    assert np.concatenate(parts).tobytes() == whole.data.tobytes()
+
+
+def test_a_sum_of_too_many_workers() -> None:
+    message = ref.sum_trits([ref.Message(ref.encode([np.ones(1, np.float32)]))], [1])
+    most = ref.sum_trits([message._replace(workers=32766), message], [1])
+    assert most.workers == 32767
+    with pytest.raises(ValueError, match="32768 workers"):
+        ref.sum_trits([most, message], [1])
+
+
+# ---------------------------------------------------------------------------------------------- second hops
+
+
+@pytest.mark.parametrize("to", ["two_bit", "base3", None])
+@pytest.mark.parametrize("passed", [False, True])
+def test_repack_element_by_element(to: str | None, passed: bool) -> None:
+    """Sum through rationals, limit and T by their definitions, u with bit 31 of the layer word set."""
+    rng = np.random.default_rng(23)
+    sizes = [600, 40]
+    weights = [0.3, -0.7, 1 / 3]
+    messages = [ref.encode(bucket(rng, sizes, "float32"), packing="base3", seed=k) for k in range(3)]
+    decoded = [ref.decode(m, sizes, "base3") for m in messages]
+    fields = [m[:8].view("<f4") for m in messages]
+    scales = (np.float32([1.25, 0.5]), np.float32([0.75, np.inf])) if passed else None
+    drawn = {"seed": 2**63 + 5, "offset": 2**40 + 3, "layer": 2**31 - 2}
+    data = ref.repack(messages, sizes, "base3", weights=weights, clip=1.5, scales=scales, to=to, **drawn)
+    packing = to or "base3"
+    assert ref.validate(data, sizes, packing)
+    for k, n in enumerate(sizes):
+        x = np.zeros(n, np.float32)
+        for weight, field, layers in zip(weights, fields, decoded, strict=True):
+            ws = slow_round32(Fraction(float(np.float32(weight))) * Fraction(float(field[k])))
+            for e in range(n):
+                t = np.sign(layers[k][e])
+                x[e] = slow_fma(ws, t, x[e])
+        if scales is None:
+            limit = np.float32(1.5 * math.sqrt(slow_statistics(x, False)[1] / n))
+            scale = min(np.abs(x).max(), limit)
+        else:
+            scale, limit = scales[0][k], scales[1][k]
+        assert data[4 * k : 4 * k + 4].view("<f4") == scale
+        inv, B = ref.inv_and_bound(scale, limit)
+        got = ref.decode(data, sizes, packing)[k]
+        for e in range(n):
+            T = int(min(np.abs(x[e]) * inv, B))
+            fires = slow_u(e, drawn["seed"], drawn["offset"], drawn["layer"] + k + 2**31) < T
+            assert got[e] == fires * np.sign(x[e]) * scale
+
+
+def test_repack_of_counts_is_that_of_the_trits() -> None:
+    """Scales 2 and 0.5, weights a power of two: the sums are exact either way."""
+    sizes, packing = [700, 3, 50], ["two_bit", "float32", "two_bit"]
+    messages = shared(np.random.default_rng(24), sizes, 9, packing=packing)
+    mates = [m for m in messages if m.packing == packing]
+    total = ref.sum_trits(mates, sizes)
+    drawn = {"seed": 1, "offset": 2, "clip": 2.5}
+    want = ref.repack([m.data for m in mates], sizes, packing, weights=[0.25] * 5, **drawn)
+    # The sum of the float32 layer is rounded elsewhere: put what the other has.
+    got = ref.repack([total.data], sizes, total.packing, weights=[0.25], **drawn)
+    assert ref.validate(got, sizes, packing)
+    at = ref.pieces(sizes, packing)[0][1]
+    assert got[: at.payload_at].tobytes() == want[: at.payload_at].tobytes()
+    assert got[at.payload_at + 16 :].tobytes() == want[at.payload_at + 16 :].tobytes()
+    again = ref.repack([total.data, total.data], sizes, total.packing, to="base3", weights=[0.125] * 2, **drawn)
+    decoded = ref.decode(again, sizes, ["base3", "float32", "base3"]), ref.decode(got, sizes, packing)
+    for a, b in zip(*decoded, strict=True):
+        assert (a == b).all()
+
+
+def test_repack_keeps_the_float32_layers() -> None:
+    sizes, packing = [5, 4], ["two_bit", "float32"]
+    values = np.float32([1, -0.0, np.inf, 3])
+    data = ref.encode([np.ones(5, np.float32), values], packing=packing)
+    for to in (None, "base3", ["base3", "float32"]):
+        again = ref.repack([data, data], sizes, packing, seed=0, offset=0, weights=[1, -0.5], to=to)
+        first, second = ref.decode(again, sizes, ["two_bit" if to is None else "base3", "float32"])
+        assert (first == 0.5).all()
+        assert second[[0, 1, 3]].view(np.uint32).tolist() == [bits_of(v) for v in (0.5, 0.0, 1.5)]
+        assert np.isnan(second[2])
+    for to in (["two_bit", "base3"], ["float32", "float32"], "float32"):
+        with pytest.raises(ValueError, match="float32 layers"):
+            ref.repack([data], sizes, packing, seed=0, offset=0, to=to)
+
+
+@pytest.mark.parametrize("field", [np.inf, -np.inf, np.nan])
+def test_repack_of_poisoned_pieces(field: float) -> None:
+    """Measured scales poison the group, passed ones the piece alone."""
+    sizes = [9000, 30]
+    layers = bucket(np.random.default_rng(25), sizes, "float32")
+    good = ref.encode(layers, shards=2)
+    bad = good.copy()
+    plan = ref.pieces(sizes, shards=2)[0]
+    assert [(p.layer, p.group) for p in plan] == [(0, 0), (0, 0), (1, 1)]
+    bad[plan[1].scale_at : plan[1].scale_at + 4] = np.array([field], "<f4").view(np.uint8)
+    for messages in ([good, bad], [bad, good], [bad]):
+        for scales, poisoned in ((None, [True, True, False]), (([0, 1], [1, 1]), [False, True, False])):
+            data = ref.repack(messages, sizes, seed=3, offset=4, scales=scales, shards=2)
+            assert ref.validate(data, sizes, shards=2)
+            assert [bool(np.isposinf(ref._scale_field(data, p))) for p in plan] == poisoned
+    # By itself a shard has its pieces to measure: another scale for the same layer.
+    half = good.size // 2
+    measured = [
+        ref.repack([good[k * half : (k + 1) * half]], sizes, seed=3, offset=4, shards=2, index=k, clip=1.0)
+        for k in range(2)
+    ]
+    assert measured[0][:4].tobytes() != measured[1][:4].tobytes()
+
+
+def test_a_nan_of_the_sum_has_no_sign() -> None:
+    """fl(weight * s) overflows, and infinity times t = 0 is NaN with the machine's sign."""
+    data = ref.encode([np.float32([0, 0, 3e38, -3e38])], clip=None)
+    scales = ([1.0], [0.5])
+    for weight in (100.0, -100.0):
+        fired = np.zeros(4, int)
+        for seed in range(64):
+            again = ref.repack([data], [4], seed=seed, offset=0, weights=[weight], scales=scales)
+            fired += ref.decode(again, [4])[0].astype(int)
+        # P = 1/2 each: 64 elements that all stay 0, or change their sign, have a probability of 2^-64 each.
+        assert (np.sign(fired) == [1, 1, np.sign(weight), -np.sign(weight)]).all()
+        assert (np.abs(fired) < 64).all()
+    assert np.isinf(ref.repack([data], [4], seed=0, offset=0, weights=[100.0])[:4].view("<f4"))
+
+
 # ----------------------------------------------------------------------------------------------- validation
 
 
@@ -750,6 +1048,26 @@ def test_validate_knows_every_change_of_the_last_byte(packing: str, n: int) -> N
         payload = data[plan[0].payload_at : at + 1]
         again = ref.pack(ref.unpack(payload, n, packing), packing)
         assert ref.validate(data, [n], packing) == (again == payload).all()
+
+
+@pytest.mark.parametrize("workers", [1, 6, 7, 8, 126, 127, 128, 300])
+@pytest.mark.parametrize("n", [1, 2, 257, 300])
+def test_validate_counts(workers: int, n: int) -> None:
+    """Every value of a code in the last element: within +-workers; and of the unused bits: 0."""
+    packing = ref.counts_packing(workers)
+    data = np.zeros(ref.pieces([n], packing)[2], np.uint8)
+    data[:4] = np.float32([1]).view(np.uint8)
+    end = 16 + ref.payload_nbytes(n, packing)
+    most = MOST[packing]
+    for value in {*range(-most - 1, most + 1)} if most < 200 else (-32768, -301, -300, -1, 0, 299, 300, 301, 32767):
+        sums = np.zeros(n, np.int64)
+        sums[-1] = value
+        data[16:end] = ref.pack_counts(sums, packing)
+        assert ref.validate(data, [n], packing, workers=workers) == (abs(value) <= workers)
+    data[16:end] = 0
+    if packing == "counts4" and n % 2:
+        data[end - 1] |= 0x10
+        assert not ref.validate(data, [n], packing, workers=workers)
 
 
 @pytest.mark.parametrize(
@@ -772,8 +1090,11 @@ def test_validate_knows_every_change_of_the_last_byte(packing: str, n: int) -> N
 )
 def test_validate_scales(scale: float, fired: bool, want: bool) -> None:
     data = ref.encode([np.full(5, fired, np.float32)])
-    data[:4] = np.array([scale], "<f4").view(np.uint8)
+    counts = ref.sum_trits([ref.Message(data)] * 200, [5])
+    for message in (data, counts.data):
+        message[:4] = np.array([scale], "<f4").view(np.uint8)
     assert ref.validate(data, [5]) is want
+    assert ref.validate(counts.data, [5], counts.packing, workers=200) is want
 
 
 def test_validate_gaps_lengths_and_float32_scale() -> None:

@@ -33,6 +33,9 @@ void philox(const std::string& isa, const Draw& draw, int64_t n) {
 #if defined(TERNGRAD_HAS_AVX512)
   if (isa == "avx512") return keep(avx512::philox(draw, n));
 #endif
+#if defined(TERNGRAD_HAS_NEON)
+  if (isa == "neon") return keep(neon::philox(draw, n));
+#endif
   std::abort();
 }
 

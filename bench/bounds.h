@@ -19,6 +19,7 @@ void philox(const std::string& isa, const Draw& draw, int64_t n);
   }
 TERNGRAD_DECLARE_PHILOX(avx2)
 TERNGRAD_DECLARE_PHILOX(avx512)
+TERNGRAD_DECLARE_PHILOX(neon)
 #undef TERNGRAD_DECLARE_PHILOX
 
 }  // namespace bench

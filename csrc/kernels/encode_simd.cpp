@@ -26,13 +26,14 @@ struct Source {
 
 // The random words of kStep columns, from column `column` of a draw tile on.
 struct StepWords {
-  Words half[2];
+  Words blocks[kRegisters];
 };
+static_assert(4 * kBlocks * kRegisters == kStep, "a block serves four columns");
 
 TERNGRAD_SIMD StepWords step_words(const Source& source, uint32_t tile, int64_t column) {
   StepWords words;
   const auto block = static_cast<uint32_t>(kBlocksInTile) * tile + static_cast<uint32_t>(column / 4);
-  philox(source.philox, block, words.half);
+  philox(source.philox, block, words.blocks);
   return words;
 }
 
@@ -40,8 +41,7 @@ TERNGRAD_SIMD StepWords step_words(const Source& source, uint32_t tile, int64_t 
 template <class T, Bound B, int Row>
 TERNGRAD_SIMD Bytes step_trits(const Source& source, int64_t index, const StepWords& words, Bytes plus, Bytes minus) {
   Ints uniform[4];
-  uniforms<Row>(words.half[0], &uniform[0], &uniform[1]);
-  uniforms<Row>(words.half[1], &uniform[2], &uniform[3]);
+  uniforms<Row>(words.blocks, uniform);
   Ints fire[4];
   Ints sign[4];
 #pragma GCC unroll 4
@@ -97,7 +97,7 @@ void to_tiles(Tiled<Packing::two_bit>, const Source& source, uint32_t tile, int6
     for (int64_t column = 0; column < kColumns; column += kStep) {
       const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);
       prefetch_share<T>(source, done * kSharesInTile + column / kStep, kAhead);
-      Bytes codes = zero_ints();
+      Bytes codes = all_bytes(0);
       for_each_row<T, B>(source, done * kDrawTile + column, words, [&](int row, const auto& trits_of) {
         codes = merge(codes, trits_of(all_bytes(1u << (2 * row)), all_bytes(3u << (2 * row))));
       });
@@ -112,7 +112,7 @@ void to_tiles(Tiled<Packing::base3>, const Source& source, uint32_t tile, int64_
   constexpr int64_t kDraws = kUnit / kDrawTile;
   for (int64_t unit = 0; unit < tiles / 4; ++unit) {
     for (int64_t column = 0; column < kColumns; column += kStep) {
-      Bytes digits = zero_ints();
+      Bytes digits = all_bytes(0);
       int64_t digit_row = 0;
       uint8_t* to = payload + unit * (kUnit / 5) + column;
       for (int64_t draw = 0; draw < kDraws; ++draw) {
@@ -127,7 +127,7 @@ void to_tiles(Tiled<Packing::base3>, const Source& source, uint32_t tile, int64_
           if (++digit_row == 5) {
             store_bytes(to, in_order(digits));
             to += kColumns;
-            digits = zero_ints();
+            digits = all_bytes(0);
             digit_row = 0;
           }
         });

@@ -1,7 +1,4 @@
-// Named vector operations, AVX2 with FMA and F16C. Every simd_<isa>.h gives the same names; operation files use these
-// only.
-//
-// A vector holds kLanes floats.
+// The named vector operations of simd.h for AVX2 with FMA and F16C.
 #pragma once
 
 #include <immintrin.h>
@@ -17,10 +14,10 @@ constexpr int64_t kLanes = 8;
 
 using Floats = __m256;
 using Ints = __m256i;
-using Bytes = __m256i;  // 4 * kLanes of them
-using Signs = __m256i;  // one for each of 4 * kLanes columns: the top bit of a byte
+using Bytes = __m256i;
+using Signs = __m256i;
 
-// ---- memory: simd.h turns these into load_floats<T>(base, index) and store_floats<T>(base, index, values)
+// ---- memory
 
 TERNGRAD_SIMD Floats load_floats(const float*, const unsigned char* from) {
   return _mm256_loadu_ps(reinterpret_cast<const float*>(from));
@@ -72,8 +69,6 @@ TERNGRAD_SIMD void store_floats(double*, unsigned char* to, Floats values) {
   }
 }
 
-// Past the caches, for what is not read again soon. `to` is a multiple of kStreamAlignment, which is what large
-// allocations have; stores_end() comes before the memory is given away.
 constexpr uintptr_t kStreamAlignment = 16;
 TERNGRAD_SIMD void stream_floats(float* to, Floats values) {
   _mm_stream_ps(to, _mm256_castps256_ps128(values));
@@ -85,7 +80,6 @@ TERNGRAD_SIMD void store_bytes(void* to, Bytes bytes) { _mm256_storeu_si256(stat
 
 TERNGRAD_SIMD Bytes load_bytes(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
-// kLanes bytes, one a lane.
 TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
 }
@@ -107,20 +101,18 @@ TERNGRAD_SIMD Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 TERNGRAD_SIMD Bytes merge(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 TERNGRAD_SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 
-// b where a is NaN.
+// The instruction gives b where either is NaN.
 TERNGRAD_SIMD Floats smaller_or_second(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 
-// +-limit where |x| > limit, else x. False for NaN, which stays.
 TERNGRAD_SIMD Floats clipped(Floats x, Floats limit) {
   const Floats beyond = _mm256_cmp_ps(magnitude(x), limit, _CMP_GT_OQ);
   const Floats sign = _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN)));
   return _mm256_blendv_ps(x, _mm256_or_ps(limit, sign), beyond);
 }
 
-// Truncated to an integer. What does not fit (2^31 and above, NaN) gives 2^31, which is the largest threshold.
+// What does not fit a signed integer, NaN included, gives 0x80000000: 2^31.
 TERNGRAD_SIMD Ints to_threshold(Floats scaled) { return _mm256_cvttps_epi32(scaled); }
 
-// The top bit of each lane of uniform - threshold is set where the element fires.
 TERNGRAD_SIMD Ints fires(Ints uniform, Ints threshold) { return _mm256_sub_epi32(uniform, threshold); }
 
 TERNGRAD_SIMD int32_t largest_lane(Ints x) {
@@ -130,7 +122,6 @@ TERNGRAD_SIMD int32_t largest_lane(Ints x) {
   return _mm_cvtsi128_si32(m);
 }
 
-// Lane i takes lane i + 4, then i + 2, then i + 1.
 TERNGRAD_SIMD float tree_sum(Floats x) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
@@ -139,12 +130,11 @@ TERNGRAD_SIMD float tree_sum(Floats x) {
 
 // ---- trits
 
-// The top bits of 4 vectors of lanes, in an order that `in_order` undoes: saturating packs keep the sign.
+// Saturating packs keep the sign.
 TERNGRAD_SIMD Signs signs(Ints a, Ints b, Ints c, Ints d) {
   return _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
 }
 
-// 0 where nothing fires, else `minus` or `plus`.
 TERNGRAD_SIMD Bytes choose(Signs fire, Signs negative, Bytes plus, Bytes minus) {
   const Bytes fired = _mm256_cmpgt_epi8(_mm256_setzero_si256(), fire);
   return _mm256_and_si256(fired, _mm256_blendv_epi8(plus, minus, negative));
@@ -154,59 +144,63 @@ TERNGRAD_SIMD Bytes in_order(Bytes x) {
   return _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-// The trits of row `Row` of two-bit bytes, one a byte. 10 counts as 0.
 template <int Row>
 TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
   const Bytes row = _mm256_and_si256(_mm256_srli_epi16(codes, 2 * Row), _mm256_set1_epi8(3));
   return _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(0xff000100u)), row);
 }
 
-// The lower halves of the bytes of two vectors: those of `low` below those of `high`.
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
   const Bytes mask = _mm256_set1_epi8(15);
   return _mm256_or_si256(_mm256_and_si256(low, mask), _mm256_andnot_si256(mask, _mm256_slli_epi16(high, 4)));
 }
 
-// What a two-bit code is worth: 00 -> 0, 01 -> worth, 10 -> 0, 11 -> -worth.
 TERNGRAD_SIMD Floats worth_table(float worth) {
   return _mm256_mul_ps(_mm256_set1_ps(worth), _mm256_setr_ps(0, 1, 0, -1, 0, 1, 0, -1));
 }
 
-// Looks up bits 2 * row and 2 * row + 1 of each lane.
+// The permutation reads the two lowest bits of a lane.
 template <int Row>
 TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
   return _mm256_permutevar_ps(table, _mm256_srli_epi32(codes, 2 * Row));
 }
 
-// ---- random bits: 64-bit lanes, a word in the lower half of each, anything in the upper
+// ---- random bits: 64-bit lanes, a word in the lower half of each, anything in the upper: what is there never matters
 
-TERNGRAD_SIMD Ints lanes64(uint32_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+constexpr int64_t kBlocks = 4;
+constexpr int64_t kRegisters = 2;
+using Products = Ints;
+
+TERNGRAD_SIMD Ints all_words(uint32_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
 TERNGRAD_SIMD Ints products(Ints a, Ints b) { return _mm256_mul_epu32(a, b); }
+TERNGRAD_SIMD Ints lower_words(Ints x) { return x; }
 TERNGRAD_SIMD Ints upper_words(Ints x) { return _mm256_srli_epi64(x, 32); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b) { return _mm256_xor_si256(a, b); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b, Ints c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
 
-// Numbers of consecutive blocks, in the order that lets each 128-bit half hold what `uniforms` shuffles out of it.
+// In the order that lets each 128-bit half hold what `uniforms` shuffles out of it.
 TERNGRAD_SIMD Ints block_numbers(uint32_t first) {
-  return _mm256_add_epi64(lanes64(first), _mm256_setr_epi64x(0, 2, 1, 3));
+  return _mm256_add_epi64(all_words(first), _mm256_setr_epi64x(0, 2, 1, 3));
 }
 
-// A word of each block.
 struct Words {
   Ints w[4];
 };
 
-// u of the 2 * kLanes columns of one row that the blocks serve: kLanes columns in each result.
 template <int Row>
-TERNGRAD_SIMD void uniforms(const Words& words, Ints* low, Ints* high) {
-  const Ints y = _mm256_xor_si256(words.w[(Row + 1) % 4], words.w[(Row + 2) % 4]);
-  const Ints pairs = _mm256_blend_epi32(words.w[Row], _mm256_slli_epi64(y, 32), 0xaa);
+TERNGRAD_SIMD void uniforms(const Words (&words)[kRegisters], Ints (&uniform)[4]) {
   // From the 8 bytes (w, y) of a block, column j: w byte j on top, then bytes j, j + 1, j + 2 (mod 4) of y.
   const Ints shuffle = _mm256_setr_epi8(6, 5, 4, 0, 7, 6, 5, 1, 4, 7, 6, 2, 5, 4, 7, 3,  //
                                         6, 5, 4, 0, 7, 6, 5, 1, 4, 7, 6, 2, 5, 4, 7, 3);
   const Ints second = _mm256_add_epi8(shuffle, _mm256_set1_epi8(8));
-  *low = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, shuffle), 1);
-  *high = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, second), 1);
+#pragma GCC unroll 2
+  for (int i = 0; i < kRegisters; ++i) {
+    const Ints* w = words[i].w;
+    const Ints y = _mm256_xor_si256(w[(Row + 1) % 4], w[(Row + 2) % 4]);
+    const Ints pairs = _mm256_blend_epi32(w[Row], _mm256_slli_epi64(y, 32), 0xaa);
+    uniform[2 * i] = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, shuffle), 1);
+    uniform[2 * i + 1] = _mm256_srli_epi32(_mm256_shuffle_epi8(pairs, second), 1);
+  }
 }
 
 }  // namespace

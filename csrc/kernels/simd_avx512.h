@@ -1,4 +1,4 @@
-// The named vector operations of simd_avx2.h, for AVX-512 F, BW, DQ and VL. What an operation means is said there.
+// The named vector operations of simd.h for AVX-512 F, BW, DQ and VL. They are made as in simd_avx2.h.
 #pragma once
 
 #include <immintrin.h>
@@ -109,7 +109,6 @@ TERNGRAD_SIMD Ints fires(Ints uniform, Ints threshold) { return _mm512_sub_epi32
 
 TERNGRAD_SIMD int32_t largest_lane(Ints x) { return _mm512_reduce_max_epi32(x); }
 
-// Lane i takes lane i + 8, then i + 4, i + 2, i + 1.
 TERNGRAD_SIMD float tree_sum(Floats x) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -154,14 +153,19 @@ TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
 
 // ---- random bits
 
-TERNGRAD_SIMD Ints lanes64(uint32_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+constexpr int64_t kBlocks = 8;
+constexpr int64_t kRegisters = 2;
+using Products = Ints;
+
+TERNGRAD_SIMD Ints all_words(uint32_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
 TERNGRAD_SIMD Ints products(Ints a, Ints b) { return _mm512_mul_epu32(a, b); }
+TERNGRAD_SIMD Ints lower_words(Ints x) { return x; }
 TERNGRAD_SIMD Ints upper_words(Ints x) { return _mm512_srli_epi64(x, 32); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b) { return _mm512_xor_si512(a, b); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b, Ints c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
 
 TERNGRAD_SIMD Ints block_numbers(uint32_t first) {
-  return _mm512_add_epi64(lanes64(first), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
+  return _mm512_add_epi64(all_words(first), _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
 struct Words {
@@ -169,13 +173,17 @@ struct Words {
 };
 
 template <int Row>
-TERNGRAD_SIMD void uniforms(const Words& words, Ints* low, Ints* high) {
-  const Ints y = _mm512_xor_si512(words.w[(Row + 1) % 4], words.w[(Row + 2) % 4]);
-  const Ints pairs = _mm512_mask_blend_epi32(0xaaaa, words.w[Row], _mm512_slli_epi64(y, 32));
+TERNGRAD_SIMD void uniforms(const Words (&words)[kRegisters], Ints (&uniform)[4]) {
   const Ints first = _mm512_broadcast_i32x4(_mm_setr_epi8(6, 5, 4, 0, 7, 6, 5, 1, 4, 7, 6, 2, 5, 4, 7, 3));
   const Ints second = _mm512_add_epi8(first, _mm512_set1_epi8(8));
-  *low = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, first), 1);
-  *high = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, second), 1);
+#pragma GCC unroll 2
+  for (int i = 0; i < kRegisters; ++i) {
+    const Ints* w = words[i].w;
+    const Ints y = _mm512_xor_si512(w[(Row + 1) % 4], w[(Row + 2) % 4]);
+    const Ints pairs = _mm512_mask_blend_epi32(0xaaaa, w[Row], _mm512_slli_epi64(y, 32));
+    uniform[2 * i] = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, first), 1);
+    uniform[2 * i + 1] = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, second), 1);
+  }
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ constexpr int64_t kStep = 4 * kLanes;  // columns: as many as a vector has bytes
 // Whole two-bit tiles to counts of at most 8 bits: the sums of a step of columns stay in registers, a byte each.
 void sum_two_bit_tiles(const Addends& addends, int64_t tiles, Packing packing, uint8_t* payload) {
   for (int64_t from = 0; from < tiles * kColumns; from += kStep) {
-    Bytes sums[4] = {zero_ints(), zero_ints(), zero_ints(), zero_ints()};
+    Bytes sums[4] = {all_bytes(0), all_bytes(0), all_bytes(0), all_bytes(0)};
     for (int64_t i = 0; i < addends.count; ++i) {
       const Bytes codes = load_bytes(addends.payloads[i] + from);
       sums[0] = add_bytes(sums[0], trits_in<0>(codes));

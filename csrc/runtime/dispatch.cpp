@@ -34,6 +34,9 @@ const Isa kIsas[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
 #endif
+#if defined(TERNGRAD_HAS_NEON)
+    {TERNGRAD_KERNELS_OF(neon), [] { return true; }},  // every AArch64 processor has it
+#endif
 };
 
 #undef TERNGRAD_KERNELS_OF

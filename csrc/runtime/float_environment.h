@@ -4,6 +4,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <cstdint>
 #else
 #include <cfenv>
 #endif
@@ -16,6 +18,14 @@ class FloatEnvironment {
   // 0x1f80: round to nearest even, no flushing, all exceptions masked.
   FloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
   ~FloatEnvironment() { _mm_setcsr(saved_); }
+#elif defined(__aarch64__)
+  // FPCR 0: round to nearest even, no flushing, NaNs and float16 as IEEE has them, no traps. (C's default environment
+  // leaves the bits for the NaNs and float16 as they are.)
+  FloatEnvironment() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_)::"memory");
+    set(0);
+  }
+  ~FloatEnvironment() { set(saved_); }
 #else
   FloatEnvironment() {
     std::fegetenv(&saved_);
@@ -29,6 +39,9 @@ class FloatEnvironment {
  private:
 #if defined(__x86_64__)
   unsigned saved_;
+#elif defined(__aarch64__)
+  static void set(uint64_t state) { asm volatile("msr fpcr, %0" ::"r"(state) : "memory"); }
+  uint64_t saved_;
 #else
   std::fenv_t saved_;
 #endif

@@ -43,7 +43,7 @@ static inline __m512d terngrad_cvtps_pd(__m256 x) {
 #define _mm512_cvtps_pd terngrad_cvtps_pd
 #endif
 #if !defined(_mm512_cvtps_ph)
-#define _mm512_cvtps_ph(x, rounding)                                                                             \
+#define _mm512_cvtps_ph(x, rounding)                                                                            \
   _mm256_set_m128i(_mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_HIGH(_mm512_castps_si512(x))), (rounding) & 7), \
                    _mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_LOW(_mm512_castps_si512(x))), (rounding) & 7))
 #endif

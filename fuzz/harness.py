@@ -31,7 +31,7 @@ FIELDS = {
     "form": (44, "<B"),
     "reserved": (45, "<H"),
 }
-PACKINGS = {1: "two_bit", 2: "base3", 3: "float32"}
+PACKINGS = {1: "two_bit", 2: "base3", 3: "float32", 4: "counts4", 5: "counts8", 6: "counts16"}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 # Edges of tiles, units, field widths and of the arithmetic that a careless reader does in 32 or 64 bits.
@@ -100,6 +100,22 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "poisoned", message(tk.Layout(((33,),)), np.full(33, np.nan, np.float32))
     free = np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)
     yield "free-values", message(tk.Layout(((4,),), packing="float32"), free)
+
+    def counts(layout: tk.Layout, workers: int, *values: float) -> bytes:
+        x = np.resize(values or (1, -1, 0, 0.5), layout.size).astype(layout.dtype)
+        packed = [tk.encode(x, layout=layout, seed=seed, clip=None) for seed in range(2)]
+        return tk.to_bytes(tk.sum_trits(packed[:1] * (workers - 1) + packed[1:]))
+
+    for packing, workers in (("counts4", 3), ("counts8", 20), ("counts16", 200)):
+        for size in (0, 1, 5, 257):
+            yield f"array-{packing}-{size}", counts(tk.Layout(((size,),), form="array"), workers)
+        yield f"list-{packing}", counts(tk.Layout(mixed, "float16", names, form="list"), workers)
+        yield f"shards-{packing}", counts(tk.Layout(((641,), (7,)), shards=3), workers)
+    yield "counts-blocks", counts(tk.Layout(((5130,), (3,)), packing="base3", block=2560), 7)
+    yield "counts-zero", counts(tk.Layout(((33,),)), 7, 0.0)
+    yield "counts-poisoned", counts(tk.Layout(((33,),)), 127, np.nan)
+    yield "counts-carried", counts(tk.Layout(((4,),), packing="float32"), 300)
+    yield "counts-of-nothing", tk.to_bytes(tk.Counts(tk.Layout(()), 32767, np.zeros(0, np.uint8)))
 
 
 def _entries(blob: bytes | bytearray) -> list[tuple[int, int]]:
@@ -194,7 +210,7 @@ def _change_entry(out: bytearray, rng: random.Random) -> None:
         (old,) = struct.unpack_from("<Q", out, where)
         struct.pack_into("<Q", out, where, rng.choice((rng.choice(NUMBERS), old + 1, old - 1)) % 2**64)
     else:
-        out[at + rng.randrange(8)] = rng.choice((0, 1, 2, 3, 4, 64, 65, 255))
+        out[at + rng.randrange(8)] = rng.choice((*range(8), 64, 65, 255))
 
 
 def _change_layers(out: bytearray, rng: random.Random) -> None:

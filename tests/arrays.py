@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 
 import reference as ref
+import terngrad_kernels as tk
 
 Array = Any
 
 DTYPES = tuple(ref.DTYPES)
 TERNARY = ("two_bit", "base3")
 PACKINGS = (*TERNARY, "float32")
+COUNTS = tuple(ref.COUNT_BITS)
 
 #: Every small size, then both sides of all that the contract or a kernel cuts at: rows, tiles, units...
 _CUTS = (16, 32, 64, 128, 256, 384, 512, 640, 1024, 1280, 2560, 5120, 8192, 16384)
@@ -114,6 +117,44 @@ def assert_same_but_nan(got: Array, want: Array, what: str = "") -> None:
 def assert_all_same(got: Sequence[Array], want: Sequence[Array], same: Any = assert_same) -> None:
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         same(a, b, f"[{i}]")
+
+
+# ---- messages
+
+
+def names_of(layout: tk.Layout) -> list[str]:
+    """Return the packing of each layer."""
+    return [layout.packing] * len(layout.shapes) if isinstance(layout.packing, str) else list(layout.packing)
+
+
+def sizes_of(layout: tk.Layout) -> list[int]:
+    """Return the elements of each layer of the whole bucket."""
+    return [math.prod(shape) for shape in layout.shapes]
+
+
+def cuts_of(layout: tk.Layout) -> dict[str, Any]:
+    """Return what else the reference asks of a layout."""
+    return {"block": layout.block, "shards": layout.shards, "index": layout.index}
+
+
+def garbage(layout: tk.Layout, seed: int, workers: int | None = None) -> Any:
+    """Return a message of any bytes, of counts if `workers` are given; half of its scale fields are 1."""
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, layout.nbytes, dtype=np.uint8)
+    for piece in layout.pieces:
+        if rng.integers(2):
+            data[piece.scale_at : piece.scale_at + 4] = np.float32([1]).view(np.uint8)
+    return tk.Packed(layout, data) if workers is None else tk.Counts(layout, workers, data)
+
+
+def canonical_nans(data: Array, layout: tk.Layout) -> Array:
+    """Return a copy of a message with every NaN in a float32 layer the canonical one: sums leave their bits open."""
+    data = np.array(data)
+    for piece in layout.pieces:
+        if piece.packing == "float32":
+            values = data[piece.payload_at : piece.payload_at + piece.nbytes].view(np.float32)
+            values[np.isnan(values)] = np.array(0x7FC00000, np.uint32).view(np.float32)
+    return data
 
 
 # ---- frameworks

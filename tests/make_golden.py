@@ -262,6 +262,63 @@ def _draws() -> Iterator[Case]:
     yield _case("draw/all", [("normal", 300)], seed=-(2**63) + 5, offset=2**64 - 9, layer=2**31 - 1)
 
 
+#: Both sides of the tiles of all packings, of a unit, and of a word, a row and a register.
+_EDGES = (0, 1, 2, 3, 5, 15, 16, 17, 127, 128, 129, 255, 256, 257, 383, 511, 512, 513, 640, 641, 2559, 2560, 2561)
+
+
+def _sums() -> Iterator[Case]:
+    """Sums of trits and second hops. `counts` = [workers, clips]: see `_messages`; for `repack` see `_repack`."""
+    inf = np.inf
+    bucket = [("normal", 300), ("uniform", 0), ("heavy", 33), ("spike", 257)]
+    mixed = ("two_bit", "base3", "float32", "base3")
+    hops = (
+        [None, None, None, None],
+        [[1.0, -0.5, 0.25, 1 / 3], 2.5, None, "base3"],
+        [None, 1.0, [(9.0, 0.75), (1.0, inf), (np.nan, 1.0), (0.5, 0.25)], "two_bit"],
+    )
+    for k, workers in enumerate((1, 2, 7, 8, 127, 128, 300)):
+        dtype = DTYPES[k % 4]
+        layers = [(kind if dtype != "float16" else "normal", n) for kind, n in bucket]
+        yield _case(f"sum/workers/{workers}", layers, dtype, packing=mixed, counts=[workers, None])
+    for k, workers in enumerate((3, 20, 130)):
+        packing = ("two_bit", "base3")[k % 2]
+        edges = [("normal", n) for n in _EDGES]
+        yield _case(f"sum/sizes/{workers}", edges, packing=packing, counts=[workers, None], repack=hops[k % 2])
+    special = [("zero", 50), ("nan", 60), ("normal", 70), ("zero", 0), ("inf", 513)]
+    for packing in ("two_bit", "base3"):
+        yield _case(f"sum/special/{packing}", special, packing=packing, counts=[5, None], repack=hops[1])
+    given = [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (2.0, inf)]
+    yield _case("sum/special/passed", special, counts=[4, None], repack=[None, None, given, "base3"])
+    # Layers of one magnitude have the same scale under both clips, those of a spike have not.
+    unequal = [("spike", 700), ("ternary", 700), ("constant", 5), ("spike", 9000)]
+    yield _case("sum/unequal", unequal, counts=[9, [2.5, 100.0]], repack=hops[0])
+    yield _case("sum/unequal/block", unequal, counts=[3, [2.5, 100.0]], block=2560, repack=hops[1])
+    yield _case("sum/none", [], counts=[3, None], repack=hops[0])
+    yield _case("sum/empties", [("zero", 0)] * 4, counts=[200, None], repack=hops[1])
+    yield _case("sum/float32", [("normal", 100), ("heavy", 3)], packing="float32", counts=[9, None], repack=hops[1])
+    layers = [("normal", 9000), ("spike", 20), ("heavy", 40), ("normal", 5121)]
+    for block in (None, 2560, 5120):
+        name = f"sum/block/{block or 'none'}"
+        yield _case(name, layers, packing=mixed, block=block, counts=[10, None], repack=hops[1])
+    for shards in (2, 3, 50):
+        cut = {"packing": mixed, "shards": shards, "counts": [9, None]}
+        yield _case(f"sum/shards/{shards}", layers, **cut, repack=hops[1])
+        yield _case(f"sum/shards/{shards}/passed", layers, "bfloat16", **cut, repack=hops[2])
+        yield _case(f"sum/shards/{shards}/block", layers, "float64", **cut, block=5120, repack=hops[0])
+    for index in (0, 1, 2):
+        cut = {"packing": mixed, "shards": 3, "index": index, "counts": [7, None]}
+        yield _case(f"sum/shard/{index}-of-3", layers, **cut, repack=[None, 2.0, None, ("two_bit", "base3")[index % 2]])
+        yield _case(f"sum/shard/{index}-of-3/block", layers, **cut, block=2560, repack=hops[0])
+    choice = ("base3", "two_bit", "float32", "two_bit")
+    yield _case("sum/packings", layers, packing=mixed, counts=[3, None], repack=[None, None, None, choice])
+    for name, draw in (("most", {"seed": 2**64 - 9, "offset": 2**64 - 1, "layer": 2**31 - 2}), ("zero", {"seed": 0})):
+        two = [("normal", 2000)] * 2
+        yield _case(f"sum/draw/{name}", two, counts=[2, None], repack=hops[0], **draw)
+    # Several threads share these.
+    yield _case("sum/large", [("normal", 200003), ("uniform", 65000)], counts=[3, None], repack=hops[1])
+    yield _case("sum/large/base3", [("normal", 270001)], packing="base3", counts=[9, None], repack=hops[0])
+
+
 def specifications() -> list[Case]:
     """Return the parameters of every case, without what they lead to."""
     parts = (
@@ -276,6 +333,7 @@ def specifications() -> list[Case]:
         _shards,
         _shard_layouts,
         _draws,
+        _sums,
     )
     cases = [case for part in parts for case in part()]
     assert len({case["id"] for case in cases}) == len(cases)
@@ -311,13 +369,13 @@ class _Bucket:
         self.names = [p.packing for p in self.plan] if "index" in case else self.packing
         self.block = None if "index" in case else case.get("block")
 
-    def encode(self, seed: int) -> ref.Bytes:
+    def encode(self, seed: int, **changed: Any) -> ref.Bytes:
         case = self.case
-        drawn = {key: case[key] for key in ("clip", "offset", "layer")}
+        drawn = {key: case[key] for key in ("clip", "offset", "layer")} | {"packing": self.packing} | changed
         center = case.get("center", False)
         return ref.encode(
-            self.layers, packing=self.packing, sizes=self.sizes, seed=seed, scales=self.passed(),
-            center_scales=center, **drawn, **self.layout,
+            self.layers, sizes=self.sizes, seed=seed, scales=self.passed(), center_scales=center,
+            **drawn, **self.layout,
         )  # fmt: skip
 
     def own(self) -> tuple[ref.Float32s, ref.Float32s]:
@@ -387,6 +445,53 @@ def _sum(bucket: _Bucket, seeds: list[int], weights: list[float] | None, dtype: 
     return [seeds, weights, dtype, _values(total, dtype)]
 
 
+def _messages(bucket: _Bucket, workers: int, clips: list[float] | None, turns: bool) -> list[ref.Message]:
+    """Messages of the seeds from the case's own on, of `clips` in turn; with `turns` every second one exchanges
+    two_bit and base3."""
+    case = bucket.case
+    names = [bucket.packing] * len(bucket.sizes) if isinstance(bucket.packing, str) else list(bucket.packing)
+    others = [selftest.OTHER.get(name, name) for name in names]
+    messages = []
+    for k in range(workers):
+        packing = others if turns and k % 2 else names
+        clip = case["clip"] if clips is None else clips[k % len(clips)]
+        data = bucket.encode((case["seed"] + k) % 2**64, clip=clip, packing=packing)
+        messages.append(ref.Message(data, packing))
+    return messages
+
+
+def _counts(bucket: _Bucket, workers: int, clips: list[float] | None) -> tuple[ref.Message, list[Any]]:
+    case = bucket.case
+    total = ref.sum_trits(_messages(bucket, workers, clips, True), bucket.sizes, **bucket.layout)
+    assert total.workers == workers
+    assert ref.validate(total.data, bucket.sizes, total.packing, **bucket.layout, workers=workers)
+    decoded = ref.decode(total.data, bucket.sizes, total.packing, dtype=case["dtype"], **bucket.layout)
+    name = ref.counts_packing(workers)
+    return total, [workers, clips, name, total.data.size, _sha256([total.data]), _sha256(decoded)]
+
+
+def _repack(bucket: _Bucket, total: ref.Message, given: Sequence[Any]) -> list[Any]:
+    """`given` = [weights, clip, scales, packing]: weights in turn, and scales (those of one group in turn)."""
+    case = bucket.case
+    weights, clip, pairs, to = given
+    workers, clips = case["counts"]
+    messages = [m.data for m in _messages(bucket, workers, clips, False)]
+    scales = None
+    if pairs is not None:
+        pairs = [pairs[k % len(pairs)] for k in range(bucket.groups)]
+        scales = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    drawn = {"seed": case["seed"], "offset": case["offset"], "layer": case["layer"]}
+    digests = []
+    for data, packing in ((messages, bucket.packing), ([total.data], total.packing)):
+        again = ref.repack(
+            data, bucket.sizes, packing, weights=weights and [weights[k % len(weights)] for k in range(len(data))],
+            clip=clip, scales=scales, to=to, **drawn, **bucket.layout,
+        )  # fmt: skip
+        digests.append(_sha256([again]))
+    words = None if pairs is None else [[_hex(value) for value in pair] for pair in pairs]
+    return [weights, clip, words, to, *digests]
+
+
 def _values(arrays: Sequence[ref.Array], dtype: str) -> str:
     joined = np.concatenate([*arrays, np.empty(0, ref.DTYPES[dtype])])
     return str(selftest.check_value(joined, dtype))
@@ -404,7 +509,9 @@ def describe(case: Case) -> Case:
     are written as their bits, float64 as hex. ``accumulate``: [kind, weight, dtype, SHA-256] of
     weight * message + a pattern of that kind, seeds from ``input`` + 100 on. ``sum``: [seeds, weights, dtype,
     SHA-256] of the `decode_sum` of messages that differ in their seeds. In these two a NaN counts as the
-    canonical one.
+    canonical one. ``counts``: [workers, clips, counts packing, bytes, SHA-256, SHA-256 of what it decodes to]
+    of the `sum_trits` of `_messages`; ``repack``: [weights, clip, scales by group, packing, SHA-256 of the
+    `repack` of these messages, SHA-256 of that of their counts].
     """
     bucket = _Bucket(case)
     data = bucket.encode(case["seed"])
@@ -430,7 +537,11 @@ def describe(case: Case) -> Case:
         result["accumulate"] = _accumulate(bucket, data, "normal", weight, DTYPES[number % 4])
         seeds = [case["seed"], number + 1, number + 2]
         result["sum"] = _sum(bucket, seeds, weights[number // 64 % 3], DTYPES[number // 16 % 4])
-    most = 8 if bucket.groups <= 2 else 3 if bucket.groups <= 20 else 1
+    if "counts" in case:
+        total, result["counts"] = _counts(bucket, *case["counts"])
+        if "repack" in case:
+            result["repack"] = _repack(bucket, total, case["repack"])
+    most = 1 if "counts" in case else 8 if bucket.groups <= 2 else 3 if bucket.groups <= 20 else 1
     pairs = zip(*bucket.own(), strict=True)
     result["groups"] = [_group(bucket, k, own, most) for k, own in enumerate(pairs)]
     return result

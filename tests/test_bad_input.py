@@ -24,7 +24,7 @@ def snapshot(value: Any) -> Any:
         return value.dtype, value.shape, value.strides, np.ma.getdata(value).tobytes()
     if isinstance(value, (list, tuple)):
         return [snapshot(item) for item in value]
-    if isinstance(value, tk.Packed):
+    if isinstance(value, (tk.Packed, tk.Counts)):
         return snapshot(value.data)
     return None
 
@@ -49,11 +49,13 @@ CALLS: dict[str, Call] = {
     "ternarize": functools.partial(tk.ternarize, X),
     "decode": functools.partial(tk.decode, PACKED),
     "decode_sum": functools.partial(tk.decode_sum, [PACKED, PACKED]),
+    "sum_trits": functools.partial(tk.sum_trits, [PACKED, PACKED]),
+    "repack": functools.partial(tk.repack, [PACKED, PACKED], seed=0, offset=0),
     "pack": functools.partial(tk.pack, np.ones(12, np.int8)),
     "unpack": functools.partial(tk.unpack, np.ones(3, np.uint8), shape=12),
 }
 OF_LAYERS = ("encode", "scales", "clip", "ternarize")
-DRAWING = ("encode", "ternarize")
+DRAWING = ("encode", "ternarize", "repack")
 
 
 def test_the_good_calls_are_good() -> None:
@@ -246,7 +248,8 @@ def test_weight(value: Any, error: type[Exception], text: str) -> None:
     assert_refused(CALLS["decode"], error, f"^weight: {text}", weight=value)
     # The same numbers among others.
     text = text.replace("a number,", "numbers,")
-    assert_refused(CALLS["decode_sum"], error, rf"^weights(\[1\])?: {text}", weights=[1.0, value])
+    for name in ("decode_sum", "repack"):
+        assert_refused(CALLS[name], error, rf"^weights(\[1\])?: {text}", weights=[1.0, value])
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,8 @@ def test_weight(value: Any, error: type[Exception], text: str) -> None:
     ids=str,
 )
 def test_weights(value: Any, error: type[Exception], text: str) -> None:
-    assert_refused(CALLS["decode_sum"], error, f"^{text}", weights=value)
+    for name in ("decode_sum", "repack"):
+        assert_refused(CALLS[name], error, f"^{text}", weights=value)
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -169,6 +169,39 @@ def test_accumulate_and_sum(dtype: str, weight: float, state: Callable[[], Any])
     assert_all_same(once, ref.decode(messages[1], sizes, weight=weight, dtype=dtype))
 
 
+@lru_cache
+def expected_sums(weight: float) -> Any:
+    """Messages whose fields and carried values are subnormal or large as well, their sum, and second hops of both."""
+    sizes, packing = (700, 2600, 40, 9, 700), ["two_bit", "base3", "float32", "two_bit", "float32"]
+    messages = []
+    for seed in range(3):
+        x = [*bucket(sizes[:2]), *bucket(sizes[2:4], kind="subnormal", seed=seed), *bucket(sizes[4:], kind="wide")]
+        given = [1 / 3, 0.7, 1, 1, 1], [np.inf] * 5
+        messages.append(ref.encode(x, packing=packing, scales=given, seed=seed))
+        messages[-1][12:16] = np.float32([1e-40]).view(np.uint8)  # not 0, and not to be taken for it
+    total = ref.sum_trits([ref.Message(data, packing) for data in messages], sizes)
+    options: dict[str, Any] = {"weights": [weight, -weight, 1 / 3], "clip": 1 / 3, "seed": 1, "offset": 2}
+    again = ref.repack(messages, sizes, packing, **options)
+    of_counts = ref.repack([total.data] * 3, sizes, total.packing, **options)
+    return sizes, packing, messages, total, options, again, of_counts
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("weight", [1 / 3, 1e-40, 1 + 2.0**-24])
+def test_sums_and_second_hops(weight: float, state: Callable[[], Any]) -> None:
+    sizes, packing, messages, want, options, want_again, want_of_counts = expected_sums(weight)
+    layout = tk.Layout([(n,) for n in sizes], packing=packing)
+    packed = [tk.Packed(layout, data) for data in messages]
+    with state():
+        total = tk.sum_trits(packed)
+        again = tk.repack(packed, **options)
+        of_counts = tk.repack([total] * 3, **options)
+    assert total.data[12:16].view(np.float32) == np.float32(1e-40)
+    np.testing.assert_array_equal(total.data, want.data)
+    np.testing.assert_array_equal(again.data, want_again)
+    np.testing.assert_array_equal(of_counts.data, want_of_counts)
+
+
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize(("scale", "limit"), [(1e-40, 1), (2.0**-60, 1e-42), (1, 1e-42), (3e38, 1e-38), (0.1, 0.03)])
 def test_passed_scales(scale: float, limit: float, state: Callable[[], Any]) -> None:

@@ -396,33 +396,45 @@ def test_jax_views_of_numpy_memory() -> None:
 # ---- pytrees: data is the leaf, the layout is static
 
 
-def test_packed_is_a_jax_pytree() -> None:
+def packed_or_counts(x: Any, counts: bool) -> Any:
+    packed = tk.encode(x)
+    return tk.sum_trits([packed] * 9) if counts else packed
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_messages_are_jax_pytrees(counts: bool) -> None:
     jax = pytest.importorskip("jax")
-    packed = tk.encode(jax.numpy.ones((7, 100)))
+    packed = packed_or_counts(jax.numpy.ones((7, 100)), counts)
     leaves, structure = jax.tree_util.tree_flatten({"message": packed})
     assert [leaf is packed.data for leaf in leaves] == [True]
     again = jax.tree_util.tree_unflatten(structure, leaves)["message"]
     assert again.layout == packed.layout
-    assert structure == jax.tree_util.tree_structure({"message": tk.encode(jax.numpy.zeros((7, 100)))})
-    assert structure != jax.tree_util.tree_structure({"message": tk.encode(jax.numpy.zeros(700))})
+    others = [packed_or_counts(jax.numpy.zeros(shape), counts) for shape in ((7, 100), (700,))]
+    assert structure == jax.tree_util.tree_structure({"message": others[0]})
+    assert structure != jax.tree_util.tree_structure({"message": others[1]})
+    if counts:  # the number of workers is static
+        assert structure != jax.tree_util.tree_structure({"message": tk.Counts(packed.layout, 10, packed.data)})
     through = jax.jit(lambda p: p)(packed)
-    assert isinstance(through, tk.Packed)
+    assert type(through) is type(packed)
     assert through.layout == packed.layout
+    assert getattr(through, "workers", None) == (9 if counts else None)
     assert_same(np.asarray(tk.decode(through)), np.asarray(tk.decode(packed)))
     stacked = jax.tree_util.tree_map(lambda *rows: jax.numpy.stack(rows), packed, packed)
     assert_same(np.asarray(tk.decode_sum(stacked)), 2 * np.asarray(tk.decode(packed)))
 
 
-def test_packed_is_a_torch_pytree(torch: Any) -> None:
+@pytest.mark.parametrize("counts", [False, True])
+def test_messages_are_torch_pytrees(torch: Any, counts: bool) -> None:
     import torch.utils._pytree as pytree
 
-    packed = tk.encode(torch.ones(7, 100))
+    packed = packed_or_counts(torch.ones(7, 100), counts)
     leaves, structure = pytree.tree_flatten([packed, 5])
     assert leaves[0] is packed.data
     assert leaves[1] == 5
     again = pytree.tree_unflatten(leaves, structure)[0]
-    assert isinstance(again, tk.Packed)
+    assert type(again) is type(packed)
     assert again.layout == packed.layout
+    assert getattr(again, "workers", None) == (9 if counts else None)
     copied = pytree.tree_map_only(torch.Tensor, torch.clone, packed)
     assert torch.equal(tk.decode(copied), tk.decode(packed))
 
@@ -435,10 +447,13 @@ def test_scales_are_a_tuple_to_everyone(framework: Framework) -> None:
     assert type(again) is tk.Scales
 
 
-def test_packed_is_pickled_with_its_layout(framework: Framework) -> None:
-    packed = tk.encode(framework.make(layer("normal", 700)))
+@pytest.mark.parametrize("counts", [False, True])
+def test_messages_are_pickled_with_their_layout(framework: Framework, counts: bool) -> None:
+    packed = packed_or_counts(framework.make(layer("normal", 700)), counts)
     again = pickle.loads(pickle.dumps(packed))
+    assert type(again) is type(packed)
     assert again.layout == packed.layout
+    assert getattr(again, "workers", None) == (9 if counts else None)
     assert framework.owns(again.data)
     assert again != packed  # by identity: bytes are compared as bytes
     assert packed == packed

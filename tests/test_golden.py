@@ -26,6 +26,14 @@ def test_vectors(isa: str, chunk: list[dict[str, Any]]) -> None:
     assert [line for case in chunk if selftest.runnable(case) for line in selftest.check_case(case)] == []
 
 
+SUMS = [case for case in GOLDEN["cases"] if "counts" in case]
+
+
+@pytest.mark.usefixtures("isa", "threads")
+def test_vectors_of_sums() -> None:
+    assert [line for case in SUMS if selftest.runnable(case) for line in selftest.check_case(case)] == []
+
+
 def test_philox(isa: str) -> None:
     assert selftest.check_philox(GOLDEN["philox"]) == []
 
@@ -51,6 +59,15 @@ def test_a_wrong_vector_is_found(key: str) -> None:
     case = next(case for case in GOLDEN["cases"] if case["id"] == "size/two_bit/129")
     wrong = case | {key: 0}
     assert len(selftest.check_case(wrong)) >= 1
+
+
+@pytest.mark.parametrize(("key", "at"), [("counts", k) for k in (0, 2, 3, 4, 5)] + [("repack", k) for k in (4, 5)])
+def test_a_wrong_sum_is_found(key: str, at: int) -> None:
+    case = next(case for case in SUMS if case["id"] == "sum/packings")
+    assert selftest.check_case(case) == []
+    values = list(case[key])
+    values[at] = 2 if at == 0 else 0
+    assert len(selftest.check_case(case | {key: values})) >= 1
 
 
 def test_a_wrong_element_is_found() -> None:

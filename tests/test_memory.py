@@ -7,6 +7,7 @@ import gc
 import mmap
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,42 @@ def test_pack_and_unpack_at_every_alignment(n: int, packing: str, placed: Placed
         placed.out.check(trits)
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_sums_and_second_hops_at_every_alignment(n: int, packing: str, placed: Placed) -> None:
+    """Counts of every width are read at each place, and written to it."""
+    packed = tk.encode(layer("normal", n), packing=packing)
+    sums = [tk.sum_trits([packed] * workers) for workers in (7, 127, 200)]
+    draw = {"seed": 1, "offset": 2}
+    passed = tk.Scales(np.ones(1, np.float32), np.full(1, np.inf, np.float32))
+    results: list[Any] = []
+    for message in (packed, *sums):
+        summed = [tk.sum_trits([message]), tk.sum_trits([message, packed]).data, tk.sum_trits([packed, message]).data]
+        second = [tk.repack([message], **draw).data, tk.repack([message] * 2, scales=passed, **draw).data]
+        results.append((message, summed, second, tk.decode(message)))
+    for alignment, end in ALIGNMENTS:
+        for message, (alone, first, last), (measured, given), decoded in results:
+            held = replace(message, data=placed.data.hold(np.asarray(message.data), alignment, end))
+
+            def out(want: Array, at: int = alignment, end: bool = end) -> Array:
+                return placed.out.make(want.dtype, want.size, at, end)
+
+            tk.sum_trits([held], out=out(alone.data))
+            placed.out.check(alone.data)
+            tk.sum_trits([held, packed], out=out(first))
+            placed.out.check(first)
+            tk.sum_trits([packed, held], out=out(last))
+            placed.out.check(last)
+            tk.repack([held], out=out(measured), **draw)
+            placed.out.check(measured)
+            tk.repack([held, held], scales=passed, out=out(given), **draw)
+            placed.out.check(given)
+            tk.decode(held, out=out(decoded))
+            placed.out.check(decoded)
+            tk.validate(held)
+
+
 # ---- every byte of an output is written
 
 SIZES = (12_900, 0, 2561, 1, 640, 7)
@@ -216,6 +253,9 @@ def test_no_byte_of_an_output_is_left_as_it_was(layout: tk.Layout, kind: str) ->
             tk.clip(x, out=filled(layout.size, x.dtype)),
             tk.decode(packed, out=filled(layout.size, x.dtype)),
             tk.decode_sum([packed, packed], out=filled(layout.size, x.dtype)),
+            tk.sum_trits([packed, packed], out=filled(tk.sum_trits([packed] * 2).layout.nbytes, np.uint8)).data,
+            tk.sum_trits([packed] * 200, out=filled(tk.sum_trits([packed] * 200).layout.nbytes, np.uint8)).data,
+            tk.repack([packed, packed], seed=0, offset=0, out=filled(layout.nbytes, np.uint8)).data,
             *(
                 part
                 for packing, rows in ref.TILE_ROWS.items()
@@ -269,6 +309,17 @@ OVERLAPS: dict[str, tuple[int, int, Callable[[Array, Array], Any]]] = {
         48,
         2 * N,
         lambda x, out: tk.decode_sum([message_of(N), tk.Packed(message_of(N).layout, x)], out=out.view(np.float16)),
+    ),
+    "sum_trits": (48, 64, lambda x, out: tk.sum_trits([message_of(N), tk.Packed(message_of(N).layout, x)], out=out)),
+    "repack": (
+        48,
+        48,
+        lambda x, out: tk.repack([message_of(N), tk.Packed(message_of(N).layout, x)], seed=0, offset=0, out=out),
+    ),
+    "repack, scales": (
+        8,
+        48,
+        lambda s, out: tk.repack([message_of(N)], seed=0, offset=0, scales=passed_from(s), out=out),
     ),
     "ternarize": (2 * N, N, lambda x, out: tk.ternarize(x.view(np.float16), out=(out.view(np.int8), one()))),
     "ternarize, scale": (
@@ -693,6 +744,7 @@ def numpy_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "encode", lambda: tk.encode(layers, seed=np.array(3), scales=tk.scales(layers))
     yield "decode", lambda: tk.decode(packed)
     yield "decode_sum", lambda: tk.decode_sum([packed] * 70)
+    yield "sum_trits and repack", lambda: tk.repack([tk.sum_trits([packed] * 9)] * 2, seed=0, offset=0, clip=2.5)
     yield "ternarize and clip", lambda: (tk.ternarize(layers), tk.clip(layers))
     yield "pack and unpack", lambda: tk.unpack(tk.pack(TRITS), shape=9)
     yield "layouts", lambda: tk.Layout([(next(numbers),)]).pieces

@@ -1008,6 +1008,11 @@ def test_repack_of_poisoned_pieces(field: float) -> None:
             data = ref.repack(messages, sizes, seed=3, offset=4, scales=scales, shards=2)
             assert ref.validate(data, sizes, shards=2)
             assert [bool(np.isposinf(ref._scale_field(data, p))) for p in plan] == poisoned
+    # An empty piece has no element to show it.
+    empty = ref.encode([np.zeros(0, np.float32)])
+    assert ref.repack([empty], [0], seed=3, offset=4)[:4].tobytes() == bytes(4)
+    empty[:4] = np.array([field], "<f4").view(np.uint8)
+    assert np.isposinf(ref.repack([empty], [0], seed=3, offset=4)[:4].view("<f4"))
     # By itself a shard has its pieces to measure: another scale for the same layer.
     half = good.size // 2
     measured = [

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import reference
 import terngrad_kernels as tk
 from terngrad_kernels import serialization
 
@@ -36,6 +37,7 @@ SMALL = {name: blob for name, blob in SEEDS.items() if len(blob) <= 300}
 GOOD = SEEDS["list-float32"]  # layers (5, 3) two_bit, (0, 4) base3, () float32
 HEADER = 48
 PACKINGS = ("two_bit", "base3", "float32")
+MOST_WORKERS = {"counts4": 7, "counts8": 127, "counts16": 32767}
 
 every_seed = pytest.mark.parametrize("blob", SEEDS.values(), ids=SEEDS.keys())
 every_small_seed = pytest.mark.parametrize("blob", SMALL.values(), ids=SMALL.keys())
@@ -56,11 +58,19 @@ def with_checksum(blob: bytes) -> bytes:
 
 
 def written(
-    entries: bytes, layers: int, *, block: int = 0, shards: int = 1, form: int = 3, message: bytes = b""
+    entries: bytes,
+    layers: int,
+    *,
+    block: int = 0,
+    shards: int = 1,
+    form: int = 3,
+    message: bytes = b"",
+    kind: int = 1,
+    workers: int = 1,
 ) -> bytes:
     """A whole file around any table and message, with a length and a checksum that fit."""
     table = entries + bytes(-len(entries) % 16)
-    fields = struct.pack("<HBBQQIIIB3s", 1, 1, 1, 0, block, layers, shards, 1, form, bytes(3))
+    fields = struct.pack("<HBBQQIIIB3s", 1, kind, 1, 0, block, layers, shards, workers, form, bytes(3))
     return harness.seal(b"\x89TGK\r\n\x1a\n" + bytes(4) + fields + table + message)
 
 
@@ -76,7 +86,7 @@ def message_at(blob: bytes) -> int:
 
 
 @st.composite
-def messages(draw: st.DrawFn) -> tk.Packed:
+def messages(draw: st.DrawFn) -> tk.Packed | tk.Counts:
     shapes = draw(st.lists(st.lists(st.sampled_from((0, 1, 2, 5, 31, 640)), max_size=3), max_size=4))
     shapes = [shape if math.prod(shape) < 20_000 else shape[:1] for shape in shapes]
     form = draw(st.sampled_from(("list", "flat", "array") if len(shapes) == 1 else ("list", "flat")))
@@ -96,15 +106,21 @@ def messages(draw: st.DrawFn) -> tk.Packed:
     dtype = draw(st.sampled_from(harness.DTYPES))
     # The dtype is that of what decode gives back: the data does not depend on it.
     told = tk.Layout(layout.shapes, dtype, layout.packing, layout.block, layout.shards, form)
-    return tk.Packed(told, packed.data)
+    packed = tk.Packed(told, packed.data)
+    workers = draw(st.sampled_from((None, 1, 7, 8, 127, 128, 1000)))
+    return packed if workers is None else tk.sum_trits([packed] * workers)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages())
-def test_round_trip(packed: tk.Packed) -> None:
+def test_round_trip(packed: tk.Packed | tk.Counts) -> None:
     blob = tk.to_bytes(packed)
     again = tk.from_bytes(blob)
     assert type(blob) is bytes
+    assert type(again) is type(packed)
+    if isinstance(packed, tk.Counts):
+        assert isinstance(again, tk.Counts)
+        assert again.workers == packed.workers
     assert len(blob) % 16 == 0
     assert again.layout == packed.layout
     assert type(again.data) is np.ndarray
@@ -121,10 +137,13 @@ def test_seed_is_read_and_written_as_the_same_bytes(blob: bytes) -> None:
 
 def test_no_layers() -> None:
     for form in ("list", "flat"):
-        layout = tk.Layout((), form=form)
-        blob = tk.to_bytes(tk.Packed(layout, np.zeros(0, np.uint8)))
-        assert len(blob) == HEADER
-        assert tk.from_bytes(blob).layout == layout
+        layout, data = tk.Layout((), form=form), np.zeros(0, np.uint8)
+        for packed in (tk.Packed(layout, data), tk.Counts(layout, 1, data), tk.Counts(layout, 32767, data)):
+            blob = tk.to_bytes(packed)
+            assert len(blob) == HEADER
+            again = tk.from_bytes(blob)
+            assert again.layout == layout
+            assert getattr(again, "workers", None) == getattr(packed, "workers", None)
 
 
 def test_to_bytes_refuses_what_has_no_spelling() -> None:
@@ -137,6 +156,14 @@ def test_to_bytes_refuses_what_has_no_spelling() -> None:
         tk.to_bytes(tk.Packed(layout.shard(1), packed.data[half:]))
     with pytest.raises(ValueError, match=r"has shape \(3, \d+\)"):
         tk.to_bytes(tk.Packed(layout, np.stack([packed.data] * 3)))
+    total = tk.sum_trits([packed] * 9)
+    half = total.layout.nbytes // 2
+    with pytest.raises(ValueError, match=r"shard 0 of 2"):
+        tk.to_bytes(tk.Counts(total.layout.shard(0), 9, total.data[:half]))
+    with pytest.raises(ValueError, match=r"has shape \(3, \d+\)"):
+        tk.to_bytes(tk.Counts(total.layout, 9, np.stack([total.data] * 3)))
+    with pytest.raises(ValueError, match="counts"):
+        tk.to_bytes(tk.Packed(total.layout, total.data))
     many = tk.Layout(((1,) * 65,))
     with pytest.raises(ValueError, match=r"shapes\[0\] has 65 dimensions"):
         tk.to_bytes(tk.encode(np.ones(1, np.float32), layout=many))
@@ -154,6 +181,16 @@ def test_to_bytes_seals_no_damage(at: int, value: int) -> None:
         tk.to_bytes(tk.Packed(packed.layout, data))
 
 
+@pytest.mark.parametrize(("at", "value"), [(3, 0x80), (16, 0x04), (17, 0xC0), (18, 0x80), (18, 0x10), (31, 1)])
+def test_to_bytes_seals_no_damage_of_counts(at: int, value: int) -> None:
+    """A negative scale, +4 and -4 of three workers, the lowest value, codes behind the last element, a gap."""
+    total = tk.sum_trits([tk.encode(np.ones(5, np.float32))] * 3)
+    tk.to_bytes(total)
+    total.data[at] = value
+    with pytest.raises(tk.CorruptMessage):
+        tk.to_bytes(total)
+
+
 def test_frameworks_write_the_same_bytes_and_are_given_back() -> None:
     packed = tk.from_bytes(GOOD)
     torch = pytest.importorskip("torch")
@@ -162,6 +199,10 @@ def test_frameworks_write_the_same_bytes_and_are_given_back() -> None:
     back = tk.from_bytes(GOOD, like=torch.zeros(1))
     assert isinstance(back.data, torch.Tensor)
     assert torch.equal(back.data, there)
+    total = tk.from_bytes(SEEDS["list-counts8"], like=torch.zeros(1))
+    assert isinstance(total, tk.Counts)
+    assert isinstance(total.data, torch.Tensor)
+    assert tk.to_bytes(total) == SEEDS["list-counts8"]
     jnp = pytest.importorskip("jax.numpy")
     assert tk.to_bytes(tk.Packed(packed.layout, jnp.asarray(packed.data))) == GOOD
     back = tk.from_bytes(GOOD, like=jnp.zeros(1))
@@ -273,33 +314,52 @@ def test_every_bit_flip_under_a_good_checksum_is_refused_or_canonical(blob: byte
         payload = range(start + piece.payload_at, start + piece.payload_at + piece.nbytes)
         used.update(payload, range(start + piece.scale_at, start + piece.scale_at + 4))
         free.update(payload if piece.packing == "float32" else ())
-    fixed = {*range(8), 12, 13, 14, *range(16, 24), *range(40, 44), 45, 46, 47}
+    fixed = {*range(8), 12, 13, 14, *range(16, 24), 45, 46, 47}
+    fixed |= {*range(40, 44)} if blob[14] == 1 else set()
     for at in range(len(blob)):
         for bit in range(8):
             damaged = with_checksum(blob[:at] + bytes([blob[at] ^ 1 << bit]) + blob[at + 1 :])
             read = harness.check(damaged)
             if at in free:
                 assert read, f"byte {at}: the values of a float32 layer are free"
+            elif at in range(40, 44) and blob[14] == 2:
+                assert read == holds(blob, struct.unpack_from("<I", damaged, 40)[0]), f"byte {at}, bit {bit}"
             elif at in range(8, 12):
                 assert read  # the checksum was put right again
             elif at in fixed or (at >= start and at not in used):
                 assert not read, f"byte {at}, bit {bit} has one legal value"
 
 
+def holds(blob: bytes, workers: int) -> bool:
+    """Whether a message of counts may state so many workers: its packing is theirs, and no count is above."""
+    total = tk.from_bytes(blob)
+    data = np.asarray(total.data)
+    for piece in total.layout.pieces:
+        if piece.packing != "float32":
+            narrowest = next((name for name, most in MOST_WORKERS.items() if 1 <= workers <= most), None)
+            payload = data[piece.payload_at : piece.payload_at + piece.nbytes]
+            counts = reference.unpack_counts(payload, piece.size, piece.packing)
+            if narrowest != piece.packing or np.abs(counts).max(initial=0) > workers:
+                return False
+    return 1 <= workers <= 32767
+
+
 @pytest.mark.parametrize("at", range(12, HEADER))
 def test_every_value_of_a_header_byte_is_refused_or_canonical(at: int) -> None:
-    for blob in (GOOD, SEEDS["shards-two_bit"], SEEDS["empty-list"], SEEDS["array-base3-5"]):
+    blobs = (GOOD, SEEDS["shards-two_bit"], SEEDS["empty-list"], SEEDS["array-base3-5"])
+    for blob in (*blobs, SEEDS["list-counts4"], SEEDS["shards-counts16"], SEEDS["counts-of-nothing"]):
         read = {value for value in range(256) if harness.check(with_bytes(blob, at, bytes([value])))}
         assert blob[at] in read
         if at in (14, 15, 44):
-            (layers,) = struct.unpack_from("<I", blob, 32)
-            kinds = {1} if layers else {1, 2}  # Counts of no layers are as good a message as a Packed of none
+            layers, _, workers = struct.unpack_from("<III", blob, 32)
+            # A message of nothing may be of either kind, as far as the workers allow it.
+            kinds = {blob[14]} if layers else {1, 2} if workers == 1 else {2}
             assert read == {14: kinds, 15: {1, 2, 3, 4}, 44: {1, 2, 3} if layers == 1 else {2, 3}}[at]
 
 
 def test_each_scale_under_a_good_checksum() -> None:
     """The boundary values of a scale, over codes that are not all 0 and over codes that are."""
-    for blob in (SEEDS["array-two_bit-5"], SEEDS["zero"]):
+    for blob in (SEEDS["array-two_bit-5"], SEEDS["zero"], SEEDS["array-counts8-5"], SEEDS["counts-zero"]):
         start = message_at(blob)
         empty = not any(blob[start + 16 :])
         legal = {0x21800000, 0x21800001, 0x3F800000, 0x3F7FFFFF, 0x7F7FFFFF}
@@ -310,24 +370,27 @@ def test_each_scale_under_a_good_checksum() -> None:
             assert read == (bits in legal), hex(bits)
 
 
-@pytest.mark.parametrize("packing", ["two_bit", "base3"])
+@pytest.mark.parametrize("packing", ["two_bit", "base3", "counts4", "counts8"])
 def test_each_byte_value_at_each_place_of_a_payload(packing: str) -> None:
     """A byte is legal if its codes are and those behind the last element are 0; sizes up to a tile and 1."""
-    rows = 4 if packing == "two_bit" else 5
+    rows, base = {"two_bit": (4, 4), "base3": (5, 3), "counts4": (2, 16), "counts8": (1, 256)}[packing]
+    workers = {"counts4": 5, "counts8": 100}.get(packing, 1)
+    # In two's complement; base 3 has a digit 2 for -1.
+    legal_digits = {t % base for t in range(-workers, workers + 1)}
     for size in (*range(1, 12), 128 * rows, 128 * rows + 1):
         x = np.ones(size, np.float32)
-        blob = tk.to_bytes(tk.encode(x, packing=packing, clip=None))
+        counted = packing in MOST_WORKERS
+        packed = tk.encode(x, packing="two_bit" if counted else packing, clip=None)
+        blob = tk.to_bytes(tk.sum_trits([packed] * workers) if counted else packed)
         start = message_at(blob) + 16
         places = -(-size // rows)
         for place in {0, 1, 2, places // 2, places - 1} & set(range(places)):
             for value in range(256):
-                digits = [value >> 2 * k & 3 for k in range(4)] if packing == "two_bit" else []
-                if packing == "base3":
-                    digits = [value // 3**k % 3 for k in range(5)]
+                digits = [value // base**k % base for k in range(rows)]
                 whole = place < size // (128 * rows) * 128
                 rest, columns, column = size % (128 * rows), -(-(size % (128 * rows)) // rows), place % 128
                 held = rows if whole else sum(k * columns + column < rest for k in range(rows))
-                legal = not any(digits[held:]) and (2 not in digits if packing == "two_bit" else value <= 242)
+                legal = not any(digits[held:]) and legal_digits.issuperset(digits) and value < base**rows
                 read = harness.check(with_bytes(blob, start + place, bytes([value])))
                 assert read == legal, (size, place, value)
 
@@ -367,6 +430,22 @@ HOSTILE = {
     "block of 1": (written(entry(5), 1, block=1, message=bytes(32)), 24),
     "block of 2^64 - 1": (written(entry(5), 1, block=2**64 - 1, message=bytes(32)), 24),
     "counts4": (written(entry(5, packing=4), 1, message=bytes(32)), AT),
+    "counts4 of 8 workers": (written(entry(5, packing=4), 1, message=bytes(32), kind=2, workers=8), AT),
+    "counts8 of 7 workers": (written(entry(5, packing=5), 1, message=bytes(32), kind=2, workers=7), AT),
+    "counts16 of 127 workers": (written(entry(5, packing=6), 1, message=bytes(32), kind=2, workers=127), AT),
+    "counts of two packings": (
+        written(entry(5, packing=4) + entry(5, packing=5), 2, message=bytes(48), kind=2, workers=7),
+        AT + 16,
+    ),
+    "trits among counts": (
+        written(entry(5, packing=4) + entry(5), 2, message=bytes(48), kind=2, workers=7),
+        AT + 16,
+    ),
+    "counts of no workers": (written(entry(5, packing=4), 1, message=bytes(32), kind=2, workers=0), 40),
+    "counts of 32768 workers": (written(entry(5, packing=6), 1, message=bytes(32), kind=2, workers=32768), 40),
+    "2^32 - 1 workers of nothing": (written(b"", 0, kind=2, workers=2**32 - 1), 40),
+    "2^36 counts": (written(entry(2**36, packing=6), 1, kind=2, workers=300), AT + 16),
+    "packing 7": (written(entry(5, packing=7), 1, message=bytes(32), kind=2), AT),
     "packing 0": (written(entry(5, packing=0), 1, message=bytes(32)), AT),
     "reserved byte": (written(entry(5)[:7] + b"\1" + entry(5)[8:], 1, message=bytes(32)), AT + 2),
     "no table padding": (harness.seal(written(entry(), 1)[:-8]), AT + 8),
@@ -520,7 +599,7 @@ def test_codes_of_the_format_page() -> None:
 
     assert codes("dtype") == {blob[15]: tk.from_bytes(blob).layout.dtype for blob in SEEDS.values()}
     assert codes("packing") == harness.PACKINGS
-    for packing in PACKINGS:
+    for packing in (*PACKINGS, *MOST_WORKERS):
         blob = SEEDS[f"array-{packing}-5"]
         assert harness.PACKINGS[blob[HEADER]] == tk.from_bytes(blob).layout.packing == packing
     forms = {blob[44]: tk.from_bytes(blob).layout.form for blob in SEEDS.values()}

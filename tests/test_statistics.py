@@ -229,17 +229,31 @@ def quantised(x: NDArray[np.float32], clip: float | None, seed: int) -> Iterator
         yield tk.decode(tk.encode(x, clip=clip, seed=seed, offset=step)).astype(np.float64)
 
 
+def sums_of_trits() -> tuple[list[tk.Packed], list[float]]:
+    """What a second hop meets: messages of the same gradient, and weights that give their sum many values."""
+    weights = [0.3, 0.2, 0.15, 0.1, 0.1, 0.05, 0.05, 0.05]
+    return [tk.encode(gradient(), clip=5.0, seed=seed) for seed in range(8)], weights
+
+
+@pytest.mark.parametrize("hop", ["encode", "repack"])
 @pytest.mark.parametrize("clip", [None, 2.5])
-def test_quantised_layer_has_the_right_mean_and_second_moment(clip: float | None) -> None:
-    """E[q] = g and E|q|^2 = s * |g|_1, with g the clipped gradient, over `STEPS` steps."""
-    x = gradient()
+def test_quantised_layer_has_the_right_mean_and_second_moment(clip: float | None, hop: str) -> None:
+    """E[q] = g and E|q|^2 = s * |g|_1, with g the clipped gradient, or sum of messages, over `STEPS` steps."""
+    if hop == "encode":
+        x = gradient()
+        drawn = quantised(x, clip, seed=21)
+    else:
+        messages, weights = sums_of_trits()
+        x = tk.decode_sum(messages, weights=weights)
+        again = (tk.repack(messages, weights=weights, clip=clip, seed=21, offset=step) for step in range(STEPS))
+        drawn = (tk.decode(packed).astype(np.float64) for packed in again)
     g = tk.clip(x, clip=clip).astype(np.float64)
     s = float(tk.scales(x, clip=clip).scale[0])
     assert (np.abs(g) < np.abs(x)).any() == (clip is not None)
 
     total = np.zeros(x.size)
     squares = np.empty(STEPS)
-    for step, q in enumerate(quantised(x, clip, seed=21)):
+    for step, q in enumerate(drawn):
         total += q
         squares[step] = (q * q).sum()
     variance = s * np.abs(g) - g * g  # of each element of q, if it fires with probability |g| / s
@@ -292,6 +306,24 @@ def test_average_of_workers_has_the_variance_of_independent_ones() -> None:
         alone[step] = ((messages[0] - g) ** 2).sum()
     claim(stats.ttest_1samp(errors, expected).pvalue, "variance of the average")
     assert stats.ttest_1samp(alone, expected).pvalue < ALPHA, "the control, workers of one seed, must fail"
+
+
+def test_two_hops_of_equal_seeds_are_unbiased() -> None:
+    """The second halves the probability of what the first let through: only with bits of its own."""
+    x = gradient()
+    own = tk.scales(x, clip=None)
+    double = own._replace(scale=2 * own.scale)
+    total = {"repack": np.zeros(x.size), "encode": np.zeros(x.size)}
+    for step in range(STEPS):
+        draw = {"seed": 41, "offset": step, "layer": 3}
+        first = tk.encode(x, clip=None, **draw)
+        total["repack"] += tk.decode(tk.repack([first], scales=double, **draw))
+        total["encode"] += tk.decode(tk.encode(tk.decode(first), scales=double, **draw))
+    g, s = x.astype(np.float64), 2 * float(own.scale[0])
+    variance = s * np.abs(g) - g * g  # both fire with a probability of |g| / s
+    z = {name: ((q - STEPS * g) * g).sum() / np.sqrt(STEPS * (variance * g * g).sum()) for name, q in total.items()}
+    claim(p_normal(z["repack"]), "mean along the gradient, after two hops")
+    assert p_normal(z["encode"]) < ALPHA, "the control, one set of bits for both hops, must fail"
 
 
 # ---------------------------------------------------------------------------------------- pairs of draws

@@ -52,6 +52,8 @@ def work_of(x: Any, layers: list[Any], packed: tk.Packed) -> list[Callable[[], b
         lambda: tk.encode(layers, packing="base3", seed=2).data.tobytes(),
         lambda: tk.decode(packed).tobytes(),
         lambda: tk.decode_sum([packed] * 3, weights=[1, 2, 3]).tobytes(),
+        lambda: tk.sum_trits([packed] * 9).data.tobytes(),
+        lambda: tk.repack([packed] * 3, seed=4, offset=5, clip=2.5).data.tobytes(),
         lambda: b"".join(field.tobytes() for field in tk.scales(layers)),
         lambda: tk.ternarize(x, seed=3)[0].tobytes(),
         lambda: tk.clip(x, clip=0.5).tobytes(),

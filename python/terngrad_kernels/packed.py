@@ -114,8 +114,8 @@ class Counts(_Message):
 
     Raises
     ------
-    ValueError
-        If the layout's packing is not that of `workers`.
+    TypeError, ValueError
+        If the layout's packing is not that of `workers`, or these are no layout and no int.
     """
 
     layout: Layout
@@ -124,6 +124,8 @@ class Counts(_Message):
 
     def __post_init__(self) -> None:
         """Check that workers and packing agree."""
+        if not isinstance(self.layout, Layout):
+            raise TypeError(f"layout: expected a Layout, got {type(self.layout).__name__}")
         workers = _whole(self.workers, "workers", 1, COUNTS["counts16"] + 1)
         object.__setattr__(self, "workers", workers)
         expected = counts_for(workers)

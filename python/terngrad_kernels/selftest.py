@@ -16,6 +16,7 @@ import json
 import time
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,10 @@ KINDS: tuple[str, ...] = tuple(_EXPONENTS)
 # Fractions, of 52 bits, of the kinds whose elements are all equal. fma_value is 1 - 2^-23, fma_start is
 # 2^24 + 2: fma(1 + 2^-23, fma_value, fma_start) is 2^24 + 2, but 2^24 + 4 if a float64 sum is rounded again.
 _CONSTANTS = {"constant": 0x6666666000000, "fma_value": 0x7FFFFE << 29, "fma_start": 1 << 29}
+
+
+#: The messages of a sum take turns: every second one has the other ternary packing.
+OTHER = {"two_bit": "base3", "base3": "two_bit"}
 
 
 def splitmix64(x: Array) -> Array:
@@ -294,6 +299,8 @@ class _Check:
             self._accumulate(packed)
         if "sum" in case:
             self._sum()
+        if "counts" in case:
+            self._counts()
 
     def _scales(self) -> None:
         """Compare the layers' own scales and limits, in the form of the input and as a flat buffer."""
@@ -383,6 +390,65 @@ class _Check:
         messages = [self.encode(seed) for seed in seeds]
         total = tk.decode_sum(messages, weights=weights, dtype=dtype)
         self.expect("sha256 of decode_sum", check_value(_flat(total, _dtype(dtype)), dtype), want)
+
+    def _messages(self, turns: bool) -> list[tk.Packed]:
+        """Return messages of the seeds from the case's own on, of its clips and, with `turns`, packings in turn."""
+        import terngrad_kernels as tk
+
+        case = self.case
+        workers, clips = case["counts"][:2]
+        whole = self.layout
+        names = [whole.packing] * len(whole.shapes) if isinstance(whole.packing, str) else whole.packing
+        other = replace(whole, packing=tuple(OTHER.get(name, name) for name in names))
+        options = {key: case[key] for key in ("offset", "layer")} | {"scales": self.passed}
+        return [
+            tk.encode(
+                self.x,
+                clip=clips[k % len(clips)] if clips else case["clip"],
+                seed=(case["seed"] + k) % 2**64,
+                layout=other if turns and k % 2 else whole,
+                **options,
+            )
+            for k in range(workers)
+        ]
+
+    def _counts(self) -> None:
+        """Sum messages at once and one after the other, and repack them and their sum."""
+        import terngrad_kernels as tk
+
+        workers, _, packing, nbytes, digest, decoded = self.case["counts"]
+        messages = self._messages(True)
+        head = tk.sum_trits(messages[: (workers + 1) // 2])
+        for total in (tk.sum_trits(messages), tk.sum_trits([head, *messages[(workers + 1) // 2 :]])):
+            data = np.asarray(total.data)
+            names = {name for name in (p.packing for p in total.layout.pieces) if name != "float32"}
+            self.expect("packing of counts", names <= {packing}, True)
+            self.expect("workers", total.workers, workers)
+            self.expect("nbytes of counts", data.nbytes, nbytes)
+            self.expect("sha256 of counts", hashlib.sha256(data.tobytes()).hexdigest(), digest)
+            tk.validate(total)
+            values = _flat(tk.decode(total), self.dtype)
+            self.expect("sha256 of decoded counts", hashlib.sha256(values.tobytes()).hexdigest(), decoded)
+        if "repack" in self.case:
+            self._repack(self._messages(False), total)
+
+    def _repack(self, messages: list[tk.Packed], total: tk.Counts) -> None:
+        import terngrad_kernels as tk
+
+        case = self.case
+        weights, clip, pairs, packing, *digests = case["repack"]
+        options = {key: case[key] for key in ("seed", "offset", "layer")} | {"clip": clip}
+        if pairs is not None:
+            options["scales"] = tk.Scales(*(_words([pair[k] for pair in pairs]) for k in range(2)))
+        if packing is not None:
+            options["packing"] = packing if isinstance(packing, str) else tuple(packing)
+        parts: list[tuple[str, Any]] = [("messages", messages), ("counts", [total])]
+        for (what, given), digest in zip(parts, digests, strict=True):
+            in_turn = weights and [weights[k % len(weights)] for k in range(len(given))]
+            again = tk.repack(given, weights=in_turn, **options)
+            tk.validate(again)
+            data = np.asarray(again.data)
+            self.expect(f"sha256 of repacked {what}", hashlib.sha256(data.tobytes()).hexdigest(), digest)
 
 
 def check_case(case: Case) -> list[str]:

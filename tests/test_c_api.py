@@ -303,10 +303,71 @@ def test_decode_accumulate_and_decode_sum(layout: tk.Layout, dtype: str) -> None
         assert_same(flat(out, dtype), want, "accumulate")
         messages = [one.data for one in packed]
         weights = np.array([0.5, 0.25, -1.0])
-        good("tgk_decode_sum", messages=messages, workers=3, weights=weights, **into)
+        good("tgk_decode_sum", messages=messages, count=3, weights=weights, **into)
         assert_same(flat(out, dtype), tk.decode_sum(packed, weights=weights.tolist(), dtype=dtype), "decode_sum")
-        good("tgk_decode_sum", messages=messages, workers=3, weights=None, **into)
+        good("tgk_decode_sum", messages=messages, count=3, weights=None, **into)
         assert_same(flat(out, dtype), tk.decode_sum(packed, dtype=dtype), "decode_sum, weights 1")
+
+
+def with_ternary(made: CLayout, packing: int) -> CLayout:
+    """Return the same layout with other packings, as tgk_layout_with_ternary makes it."""
+    handle = ctypes.c_void_p()
+    good("tgk_layout_with_ternary", layout=made.handle, packing=packing, result=ctypes.addressof(handle))
+    other = CLayout.__new__(CLayout)
+    other.handle = handle.value
+    return other
+
+
+@pytest.mark.parametrize(("workers", "packing"), [(1, 3), (7, 3), (8, 4), (127, 4), (128, 5), (32767, 5)])
+def test_counts_packing(workers: int, packing: int) -> None:
+    found = np.zeros(1, np.int32)
+    good("tgk_counts_packing", workers=workers, packing=found)
+    assert found[0] == packing
+
+
+def test_sum_trits_and_repack(layout: tk.Layout) -> None:
+    for each in (layout, *(layout.shard(i) for i in range(layout.shards))):
+        made = CLayout(each)
+        x = [spread(layout, "float32", seed)[1][: each.size] for seed in range(3)]
+        shared = tk.Scales(np.ones(each.groups, np.float32), np.full(each.groups, np.inf, np.float32))
+        packed = [tk.encode(x[i], layout=each, seed=i, scales=shared) for i in range(3)]
+        counts = tk.sum_trits(packed)
+        others = with_ternary(made, NUMBERS["TGK_PACKING_COUNTS4"])
+        assert call("tgk_layout_nbytes", layout=others.handle) == counts.layout.nbytes
+
+        # All at once; and two of them, then the third with what came out: trits and counts together.
+        at_once, in_steps, half = np.full((3, counts.layout.nbytes), 0xAA, np.uint8)
+        common: dict[str, Any] = {"result": others.handle, "stream": None}
+        sums = {**common, "nbytes": counts.layout.nbytes}
+        messages = [one.data for one in packed]
+        trits = {"layouts": [made.handle] * 3, "messages": messages, "workers": None}
+        good("tgk_sum_trits", count=3, data=at_once, **trits, **sums)
+        assert_same(at_once, counts.data, "at once")
+        good("tgk_sum_trits", count=2, data=half, **trits, **sums)
+        mixed = {"layouts": [others.handle, made.handle], "messages": [half, packed[2].data]}
+        good("tgk_sum_trits", workers=np.array([2, 1]), count=2, data=in_steps, **mixed, **sums)
+        if "float32" not in str(each.packing):  # whose sums have an order
+            assert_same(in_steps, counts.data, "in steps")
+        good("tgk_validate", layout=others.handle, data=in_steps, nbytes=half.size, workers=3, stream=None)
+        out = np.empty(each.size, np.float32)
+        into = {"layout": others.handle, "out": [out], "out_count": 1, "dtype": 0, "stream": None}
+        good("tgk_decode", data=at_once, nbytes=at_once.size, weight=0.5, **into)
+        assert_same(out, tk.decode(counts, weight=0.5))
+
+        weights = np.array([0.5, 0.25, 0.25])
+        two_bit = with_ternary(made, NUMBERS["TGK_PACKING_TWO_BIT"])
+        data = np.full(call("tgk_layout_nbytes", layout=two_bit.handle), 0xAA, np.uint8)
+        told = {**common, "result": two_bit.handle, "data": data, "data_nbytes": data.size, "layout": made.handle}
+        told |= {"messages": messages, "count": 3, "nbytes": each.nbytes, "weights": weights}
+        for given, asked in [
+            (options(clip=0.0, seed=5, offset=6, layer=7), {"seed": 5, "offset": 6, "layer": 7}),
+            (options(clip=2.0, seed=5), {"seed": 5, "offset": 0, "clip": 2.0}),
+            (options(seed=5, scales=shared), {"seed": 5, "offset": 0, "scales": shared}),
+            (None, {"seed": 0, "offset": 0}),
+        ]:
+            good("tgk_repack", options=given, **told)
+            want = tk.repack(packed, weights=weights.tolist(), packing="two_bit", **asked)
+            assert_same(data, want.data, str(asked))
 
 
 @pytest.mark.parametrize("center", [False, True])
@@ -454,6 +515,8 @@ class Memory:
     def __init__(self) -> None:
         self.layout = tk.Layout([(N,), (3,)], packing=("two_bit", "base3"))
         self.made = CLayout(self.layout)
+        self.counts = with_ternary(self.made, 3)
+        self.sums = np.full(call("tgk_layout_nbytes", layout=self.counts.handle), 0xAA, np.uint8)
         x = layer("normal", 32)
         self.x = [x[:N], x[N : N + 3]]
         self.flat = x[: N + 3]
@@ -473,6 +536,7 @@ class Memory:
         coded = {"n": N, "packing": 0, "dtype": 0, "nbytes": one.size, "stream": None}
         packed = {"n": N, "packing": 0, "nbytes": 3, "stream": None}
         message = {"data": self.message, "nbytes": self.nbytes}
+        messages = {"messages": [self.message, self.message], "count": 2, "nbytes": self.nbytes}
         drawn = {"seed": 0, "offset": 0, "layer": 0}
         into = {"data": self.data, "nbytes": self.nbytes}
         self.calls: dict[str, dict[str, Any]] = {
@@ -504,14 +568,30 @@ class Memory:
             "tgk_encode": {"options": self.options, **into, **bucket_in},
             "tgk_decode": {"weight": 1.0, **message, **bucket_out},
             "tgk_accumulate": {"weight": 1.0, **message, **bucket_out},
-            "tgk_decode_sum": {
-                "messages": [self.message, self.message],
-                "workers": 2,
-                "nbytes": self.nbytes,
+            "tgk_decode_sum": {"weights": np.ones(2), **messages, **bucket_out},
+            "tgk_repack": {
+                "layout": self.made.handle,
                 "weights": np.ones(2),
-                **bucket_out,
+                "options": self.options,
+                "result": self.made.handle,
+                "data": self.data,
+                "data_nbytes": self.nbytes,
+                "stream": None,
+                **messages,
             },
-            "tgk_validate": {"layout": self.made.handle, "stream": None, **message},
+            "tgk_counts_packing": {"workers": 3, "packing": self.number},
+            "tgk_sum_trits": {
+                "layouts": [self.made.handle] * 2,
+                "messages": [self.message, self.message],
+                "workers": np.ones(2, np.int64),
+                "count": 2,
+                "result": self.counts.handle,
+                "data": self.sums,
+                "nbytes": self.sums.size,
+                "stream": None,
+            },
+            "tgk_layout_with_ternary": {"layout": self.made.handle, "packing": 3, "result": self.number},
+            "tgk_validate": {"layout": self.made.handle, "workers": 1, "stream": None, **message},
             "tgk_pack": {"trits": np.ones(N, np.int8), "payload": self.data, **packed},
             "tgk_unpack": {"payload": np.ones(3, np.uint8), "trits": self.trits[0], **packed},
             "tgk_set_num_threads": {"count": call("tgk_get_num_threads")},
@@ -519,7 +599,17 @@ class Memory:
 
     def state(self) -> list[bytes]:
         """Return the bytes of everything that could be written."""
-        arrays = [*self.x, self.message, *self.out, *self.trits, self.data, self.scale, self.limit, self.passed]
+        arrays = [
+            *self.x,
+            self.message,
+            *self.out,
+            *self.trits,
+            self.data,
+            self.sums,
+            self.scale,
+            self.limit,
+            self.passed,
+        ]
         return [x.tobytes() for x in (*arrays, self.number)] + [bytes(self.piece), bytes(self.options)]
 
 
@@ -529,6 +619,8 @@ def takers(*names: str) -> list[str]:
 
 
 Change = Callable[[Memory], dict[str, Any]]
+PACKED = [name for name in takers("packing") if name != "tgk_counts_packing"]
+MESSAGES = takers("messages")
 WITH_STREAM, WITH_LAYOUT = takers("stream"), [name for name in takers("stream") if name in takers("layout")]
 BUCKETS = [name for name in takers("x") if name in takers("count")]
 VALUE, TYPE, CORRUPT, UNSUPPORTED = "TGK_ERROR_VALUE", "TGK_ERROR_TYPE", "TGK_ERROR_CORRUPT", "TGK_ERROR_UNSUPPORTED"
@@ -571,11 +663,44 @@ ERRORS: list[tuple[list[str], Change, str, str]] = [
     (WITH_STREAM, stream_of(size=8), VALUE, "stream.struct_size: expected at least 24, got 8"),
     (WITH_STREAM, younger(Stream, "stream", 1), UNSUPPORTED, "stream: a field at byte 24 is set that this version"),
     (WITH_LAYOUT, lambda _: {"layout": None}, VALUE, "layout: expected a layout, got NULL"),
-    (["tgk_layout_piece"], lambda _: {"layout": None}, VALUE, "layout: expected a layout, got NULL"),
+    (["tgk_layout_piece", "tgk_layout_with_ternary"], lambda _: {"layout": None}, VALUE, "layout: expected a layout"),
+    (["tgk_repack", "tgk_sum_trits"], lambda _: {"result": None}, VALUE, "result: expected a layout, got NULL"),
+    (["tgk_layout_with_ternary"], lambda _: {"result": None}, VALUE, "result: expected where to write, got NULL"),
+    (["tgk_counts_packing"], lambda _: {"packing": None}, VALUE, "packing: expected where to write, got NULL"),
+    (["tgk_counts_packing", "tgk_validate"], lambda _: {"workers": 0}, VALUE, "workers: expected 1 to 32767, got 0"),
+    (["tgk_counts_packing"], lambda _: {"workers": 32768}, VALUE, "workers: expected 1 to 32767, got 32768"),
+    (["tgk_sum_trits"], lambda _: {"layouts": None}, VALUE, "layouts: expected 2, got NULL"),
+    (["tgk_sum_trits"], lambda m: {"layouts": [m.made.handle, None]}, VALUE, "layouts[1]: expected a layout, got NULL"),
+    (["tgk_sum_trits"], lambda _: {"workers": np.array([1, 0])}, VALUE, "messages[1]: expected 1 to 32767 workers"),
+    (["tgk_sum_trits"], lambda _: {"workers": np.array([4, 4])}, VALUE, "messages: 8 workers"),
+    (["tgk_sum_trits"], lambda m: {"result": m.made.handle, "nbytes": m.nbytes}, VALUE, "packing: expected counts for"),
+    (
+        ["tgk_repack"],
+        lambda m: {"result": m.counts.handle},
+        VALUE,
+        "packing: counts are made by sum",
+    ),
+    (
+        ["tgk_encode"],
+        lambda m: {"layout": m.counts.handle},
+        VALUE,
+        "packing: counts are made by sum_trits",
+    ),
+    (
+        ["tgk_encode_layer"],
+        lambda _: {"packing": 4, "nbytes": 32},
+        VALUE,
+        "packing: counts are made by sum_trits alone",
+    ),
+    (["tgk_repack"], lambda _: {"data_nbytes": 0}, VALUE, "data_nbytes: expected 48, got 0"),
+    (["tgk_repack"], lambda m: {"data": m.message}, VALUE, "data: overlaps the memory of messages[0]"),
+    (["tgk_sum_trits"], lambda m: {"messages": [m.message, m.sums]}, VALUE, "data: overlaps the memory of messages[1]"),
+    (["tgk_repack"], lambda m: {"data": m.passed}, VALUE, "data: overlaps the memory of options.scale"),
     (takers("dtype"), lambda _: {"dtype": 4}, TYPE, "dtype: unknown code 4"),
     (takers("dtype"), lambda _: {"dtype": -1}, TYPE, "dtype: unknown code -1"),
-    (takers("packing"), lambda _: {"packing": 3}, VALUE, "packing: unknown code 3"),
-    (takers("packing"), lambda _: {"packing": -1}, VALUE, "packing: unknown code -1"),
+    (PACKED, lambda _: {"packing": 6}, VALUE, "packing: unknown code 6"),
+    (PACKED, lambda _: {"packing": -1}, VALUE, "packing: unknown code -1"),
+    (["tgk_layout_with_ternary"], lambda _: {"packing": 2}, VALUE, "packing: expected that of trits or counts"),
     (takers("n"), lambda _: {"n": -1}, VALUE, "n: expected 0 <= n <= 2**"),
     (takers("n"), lambda _: {"n": 2**62}, VALUE, "n: expected 0 <= n <= 2**"),
     (
@@ -603,17 +728,22 @@ ERRORS: list[tuple[list[str], Change, str, str]] = [
         "weight: expected a number that float32 holds, got inf",
     ),
     (takers("weight"), lambda _: {"weight": 1e39}, VALUE, "weight: expected a number that float32 holds"),
-    (["tgk_decode_sum"], lambda _: {"weights": np.array([1, np.nan])}, VALUE, "weights[1]: expected a number that"),
-    (["tgk_decode_sum"], lambda _: {"workers": 0}, VALUE, "workers: expected 1 <= workers < 2**31, got 0"),
     (
-        ["tgk_decode_sum"],
+        ["tgk_decode_sum", "tgk_repack"],
+        lambda _: {"weights": np.array([1, np.nan])},
+        VALUE,
+        "weights[1]: expected a number that",
+    ),
+    (MESSAGES, lambda _: {"count": 0}, VALUE, "count: expected 1 <= count < 2**31, got 0"),
+    (
+        MESSAGES,
         lambda m: {"messages": [m.message, None]},
         VALUE,
         "messages[1]: expected 48 elements, got NULL",
     ),
-    (["tgk_decode_sum"], lambda m: {"messages": None}, VALUE, "messages[0]: expected 48 elements, got NULL"),
+    (MESSAGES, lambda m: {"messages": None}, VALUE, "messages[0]: expected 48 elements, got NULL"),
     (
-        ["tgk_encode", "tgk_decode", "tgk_accumulate", "tgk_decode_sum"],
+        ["tgk_encode", "tgk_decode", "tgk_accumulate", *MESSAGES],
         lambda m: {"nbytes": 47},
         VALUE,
         "nbytes: expected",

@@ -76,7 +76,11 @@ enum { TGK_FLOAT32 = 0, TGK_FLOAT16 = 1, TGK_BFLOAT16 = 2, TGK_FLOAT64 = 3 };
 enum {
   TGK_PACKING_TWO_BIT = 0, /* 16x: 4 trits a byte */
   TGK_PACKING_BASE3 = 1,   /* 20x: 5 trits a byte */
-  TGK_PACKING_FLOAT32 = 2  /* carried as it is: for small layers */
+  TGK_PACKING_FLOAT32 = 2, /* carried as it is: for small layers */
+  /* Sums of the trits of up to 7, 127 and 32767 workers: what tgk_sum_trits makes and all that decodes takes. */
+  TGK_PACKING_COUNTS4 = 3,
+  TGK_PACKING_COUNTS8 = 4,
+  TGK_PACKING_COUNTS16 = 5
 };
 
 /* DLPack's numbers. */
@@ -126,6 +130,10 @@ TGK_API tgk_status tgk_layout_create(const int64_t* sizes, int64_t layers, const
                                      int64_t packing_count, int64_t block, int64_t shards, int64_t shard,
                                      tgk_layout** layout) TGK_NOEXCEPT;
 
+/* The same layers and cuts, all layers but the float32 ones packed as `packing`: what tgk_sum_trits and tgk_repack
+ * write. */
+TGK_API tgk_status tgk_layout_with_ternary(const tgk_layout* layout, int32_t packing, tgk_layout** result) TGK_NOEXCEPT;
+
 /* NULL is nothing to do. No other call may be using it. */
 TGK_API void tgk_layout_destroy(tgk_layout* layout) TGK_NOEXCEPT;
 
@@ -161,7 +169,7 @@ TGK_API tgk_status tgk_layout_piece(const tgk_layout* layout, int64_t index, tgk
  * the layout of a shard: 1, to a flat array of its pieces.) `scale` and `limit` have tgk_layout_groups elements each.
  */
 
-/* What ternarize and encode do beside looking at x. */
+/* What ternarize, encode and repack do beside looking at x. */
 typedef struct tgk_options {
   size_t struct_size; /* sizeof(tgk_options) */
   double clip;        /* as above; not looked at where scales are passed */
@@ -172,6 +180,8 @@ typedef struct tgk_options {
   const float* limit;
 } tgk_options;
 #define TGK_OPTIONS_INIT {sizeof(tgk_options), 2.5, 0, 0, 0, NULL, NULL}
+/* Nothing is clipped, which would bias a second hop. */
+#define TGK_REPACK_OPTIONS_INIT {sizeof(tgk_options), 0.0, 0, 0, 0, NULL, NULL}
 
 /* The scale and the limit of each group. center: 0, or 1 to measure the deviation about the mean. */
 TGK_API tgk_status tgk_scales(const tgk_layout* layout, const void* const* x, int64_t count, int32_t dtype, double clip,
@@ -202,21 +212,39 @@ TGK_API tgk_status tgk_accumulate(const tgk_layout* layout, const void* data, in
                                   void* const* out, int64_t out_count, int32_t dtype,
                                   const tgk_stream* stream) TGK_NOEXCEPT;
 
-/* out = sum of weights[i] * messages[i], i < workers, each of nbytes bytes; workers >= 1. weights NULL: all 1. */
-TGK_API tgk_status tgk_decode_sum(const tgk_layout* layout, const void* const* messages, int64_t workers,
-                                  int64_t nbytes, const double* weights, void* const* out, int64_t out_count,
-                                  int32_t dtype, const tgk_stream* stream) TGK_NOEXCEPT;
+/* out = sum of weights[i] * messages[i], i < count, each of nbytes bytes; count >= 1. weights NULL: all 1. */
+TGK_API tgk_status tgk_decode_sum(const tgk_layout* layout, const void* const* messages, int64_t count, int64_t nbytes,
+                                  const double* weights, void* const* out, int64_t out_count, int32_t dtype,
+                                  const tgk_stream* stream) TGK_NOEXCEPT;
 
-/* TGK_ERROR_CORRUPT unless the message is canonical (contract, section 5); tgk_last_error says where it is not. */
-TGK_API tgk_status tgk_validate(const tgk_layout* layout, const void* data, int64_t nbytes,
+/* The narrowest packing for the sums of so many workers, 1 to 32767. */
+TGK_API tgk_status tgk_counts_packing(int64_t workers, int32_t* packing) TGK_NOEXCEPT;
+
+/* Adds the trits and counts of workers that share their scales, without decoding: exact, whatever the order.
+ * messages[i] is of layouts[i], has tgk_layout_nbytes(layouts[i]) bytes, and stands for workers[i] workers (workers
+ * NULL: 1 each). result is a layout of the same layers and cuts whose counts hold all of them: tgk_counts_packing,
+ * tgk_layout_with_ternary. */
+TGK_API tgk_status tgk_sum_trits(const tgk_layout* const* layouts, const void* const* messages, const int64_t* workers,
+                                 int64_t count, const tgk_layout* result, void* data, int64_t nbytes,
+                                 const tgk_stream* stream) TGK_NOEXCEPT;
+
+/* What tgk_decode_sum gives, ternarized again with random bits of its own: the second hop. result: as layout, but for
+ * how trits are packed; layout itself, where that is no counts. options NULL: TGK_REPACK_OPTIONS_INIT. */
+TGK_API tgk_status tgk_repack(const tgk_layout* layout, const void* const* messages, int64_t count, int64_t nbytes,
+                              const double* weights, const tgk_options* options, const tgk_layout* result, void* data,
+                              int64_t data_nbytes, const tgk_stream* stream) TGK_NOEXCEPT;
+
+/* TGK_ERROR_CORRUPT unless the message is canonical (contract, section 5); tgk_last_error says where it is not.
+ * workers: 1, but for counts the workers that are in the sums. */
+TGK_API tgk_status tgk_validate(const tgk_layout* layout, const void* data, int64_t nbytes, int64_t workers,
                                 const tgk_stream* stream) TGK_NOEXCEPT;
 
-/* ---- payloads alone: TGK_PACKING_TWO_BIT and TGK_PACKING_BASE3 */
+/* ---- payloads alone */
 
-/* Bytes of n trits (4 n for TGK_PACKING_FLOAT32). 0 <= n <= 2^56, here and below. */
+/* Bytes of n elements in any packing. 0 <= n <= 2^56, here and below. */
 TGK_API tgk_status tgk_payload_nbytes(int64_t n, int32_t packing, int64_t* nbytes) TGK_NOEXCEPT;
 
-/* The signs of trits[n] -> payload[nbytes]. */
+/* The signs of trits[n] -> payload[nbytes], in TGK_PACKING_TWO_BIT or TGK_PACKING_BASE3. */
 TGK_API tgk_status tgk_pack(const int8_t* trits, int64_t n, int32_t packing, void* payload, int64_t nbytes,
                             const tgk_stream* stream) TGK_NOEXCEPT;
 /* Any payload[nbytes] -> trits[n]. */

@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "dispatch.h"
 #include "errors.h"
@@ -15,8 +17,23 @@
 #include "operations.h"
 #include "threads.h"
 
+// With what it was made of, so that it can be made again with other packings.
 struct tgk_layout {
+  tgk_layout(std::vector<int64_t> of_sizes, std::vector<terngrad::Packing> of_packings, int64_t of_block,
+             int64_t of_shards, int64_t of_shard)
+      : layout(of_sizes, of_packings, of_block, of_shards, of_shard),
+        sizes(std::move(of_sizes)),
+        packings(std::move(of_packings)),
+        block(of_block),
+        shards(of_shards),
+        shard(of_shard) {}
+
   terngrad::Layout layout;
+  std::vector<int64_t> sizes;
+  std::vector<terngrad::Packing> packings;
+  int64_t block;
+  int64_t shards;
+  int64_t shard;
 };
 
 namespace terngrad {
@@ -118,8 +135,12 @@ void check_stream(const tgk_stream* stream) {
 
 // ---- pointers in
 
-const Layout& geometry(const tgk_layout* layout) {
-  if (!layout) throw ValueError("layout: expected a layout, got NULL");
+std::string named(const char* argument, int64_t place) {
+  return place < 0 ? argument : std::string(argument) + "[" + std::to_string(place) + "]";
+}
+
+const Layout& geometry(const tgk_layout* layout, const char* argument = "layout", int64_t place = -1) {
+  if (!layout) throw ValueError(named(argument, place) + ": expected a layout, got NULL");
   return layout->layout;
 }
 
@@ -148,9 +169,10 @@ Array output(const char* argument, void* pointer, int64_t size, Element element)
 }
 
 // A message that has `nbytes` bytes, as its sender or its buffer says.
-void check_nbytes(int64_t nbytes, int64_t expected) {
+void check_nbytes(const char* argument, int64_t nbytes, int64_t expected) {
   if (nbytes != expected) {
-    throw ValueError("nbytes: expected " + std::to_string(expected) + ", got " + std::to_string(nbytes));
+    throw ValueError(std::string(argument) + ": expected " + std::to_string(expected) + ", got " +
+                     std::to_string(nbytes));
   }
 }
 
@@ -173,6 +195,28 @@ Arrays bucket_of(const Layout& layout, const char* argument, Pointer const* poin
   return arrays;
 }
 
+void check_count(int64_t count) {
+  if (count < 1 || count > INT32_MAX) {
+    throw ValueError("count: expected 1 <= count < 2**31, got " + std::to_string(count));
+  }
+}
+
+Arrays messages_of(const void* const* messages, int64_t count, int64_t nbytes) {
+  check_count(count);
+  Arrays arrays;
+  arrays.reserve(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    arrays.push_back(array_at("messages", messages ? messages[i] : nullptr, nbytes, Element::uint8, false, i));
+  }
+  return arrays;
+}
+
+// `count` has been checked.
+std::vector<double> weights_of(const double* weights, int64_t count) {
+  if (!weights) return std::vector<double>(static_cast<size_t>(count), 1.0);
+  return std::vector<double>(weights, weights + count);
+}
+
 // ---- numbers in
 
 Element element_at(int32_t dtype) {
@@ -185,13 +229,15 @@ static_assert(static_cast<int>(Element::float32) == TGK_FLOAT32 && static_cast<i
               "the header's dtypes are the runtime's");
 static_assert(static_cast<int>(Packing::two_bit) == TGK_PACKING_TWO_BIT &&
                   static_cast<int>(Packing::base3) == TGK_PACKING_BASE3 &&
-                  static_cast<int>(Packing::float32) == TGK_PACKING_FLOAT32,
+                  static_cast<int>(Packing::float32) == TGK_PACKING_FLOAT32 &&
+                  static_cast<int>(Packing::counts4) == TGK_PACKING_COUNTS4 &&
+                  static_cast<int>(Packing::counts8) == TGK_PACKING_COUNTS8 &&
+                  static_cast<int>(Packing::counts16) == TGK_PACKING_COUNTS16,
               "the header's packings are the contract's");
 
 Packing packing_at(int32_t code, int64_t place = -1) {
-  if (code < TGK_PACKING_TWO_BIT || code > TGK_PACKING_FLOAT32) {
-    throw ValueError((place < 0 ? "packing" : "packings[" + std::to_string(place) + "]") + ": unknown code " +
-                     std::to_string(code));
+  if (code < TGK_PACKING_TWO_BIT || code > TGK_PACKING_COUNTS16) {
+    throw ValueError(named(place < 0 ? "packing" : "packings", place) + ": unknown code " + std::to_string(code));
   }
   return static_cast<Packing>(code);
 }
@@ -213,6 +259,13 @@ void check_size_between(int64_t n, int64_t log2_most) {
   }
 }
 
+void check_workers(int64_t workers) {
+  const int64_t most = most_workers(Packing::counts16);
+  if (workers < 1 || workers > most) {
+    throw ValueError("workers: expected 1 to " + std::to_string(most) + ", got " + std::to_string(workers));
+  }
+}
+
 constexpr int64_t kLog2LargestLayer = 36;
 static_assert(int64_t{1} << kLog2LargestLayer == kLargestLayer, "as the contract has it");
 constexpr int64_t kLog2LargestBucket = 56;
@@ -230,11 +283,10 @@ DrawBase draw_at(uint64_t seed, uint64_t offset, int64_t layer, int64_t layers) 
   return DrawBase{seed, offset, static_cast<uint32_t>(layer)};
 }
 
-// What ternarize and encode are told beside x.
+// What ternarize, encode and repack are told beside x.
 class Told {
  public:
-  Told(const tgk_options* options, const Layout& layout) {
-    const tgk_options defaults = TGK_OPTIONS_INIT;
+  Told(const tgk_options* options, const tgk_options& defaults, const Layout& layout) {
     const tgk_options given = options ? known_fields(options, "options") : defaults;
     measure = measure_of(given.clip, 0);
     draw = draw_at(given.seed, given.offset, given.layer, layout.layers());
@@ -256,7 +308,7 @@ class Told {
 void decode_into(const Layout& layout, const void* data, int64_t nbytes, double weight, bool accumulate,
                  void* const* out, int64_t out_count, int32_t dtype, const tgk_stream* stream) {
   check_stream(stream);
-  check_nbytes(nbytes, layout.nbytes());
+  check_nbytes("nbytes", nbytes, layout.nbytes());
   decode(layout, input("data", data, nbytes, Element::uint8), weight, accumulate,
          bucket_of(layout, "out", out, out_count, element_at(dtype), true));
 }
@@ -318,7 +370,7 @@ tgk_status tgk_encode_layer(const void* x, int64_t n, int32_t dtype, int32_t pac
   return guarded([&] {
     check_stream(stream);
     const Layout layout = layout_of_layer(n, packing);
-    check_nbytes(nbytes, layout.nbytes());
+    check_nbytes("nbytes", nbytes, layout.nbytes());
     encode(layout, {input("x", x, n, element_at(dtype))}, measure_of(clip, 0), nullptr, draw_at(seed, offset, layer, 1),
            output("data", data, nbytes, Element::uint8));
   });
@@ -363,7 +415,21 @@ tgk_status tgk_layout_create(const int64_t* sizes, int64_t layers, const int32_t
     std::vector<Packing> codes;
     codes.reserve(static_cast<size_t>(packing_count));
     for (int64_t i = 0; i < packing_count; ++i) codes.push_back(packing_at(packings[i], i));
-    created = new tgk_layout{Layout(std::vector<int64_t>(sizes, sizes + layers), codes, block, shards, shard)};
+    created = new tgk_layout(std::vector<int64_t>(sizes, sizes + layers), codes, block, shards, shard);
+  });
+}
+
+tgk_status tgk_layout_with_ternary(const tgk_layout* layout, int32_t packing, tgk_layout** result) noexcept {
+  return guarded([&] {
+    geometry(layout);
+    tgk_layout*& created = target(result, "result");
+    const Packing ternary = packing_at(packing);
+    if (ternary == Packing::float32) throw ValueError("packing: expected that of trits or counts, got float32");
+    std::vector<Packing> packings = layout->packings;
+    for (Packing& each : packings) {
+      if (each != Packing::float32) each = ternary;
+    }
+    created = new tgk_layout(layout->sizes, packings, layout->block, layout->shards, layout->shard);
   });
 }
 
@@ -438,7 +504,7 @@ tgk_status tgk_ternarize(const tgk_layout* layout, const void* const* x, int64_t
   return guarded([&] {
     check_stream(stream);
     const Layout& shape = geometry(layout);
-    const Told told(options, shape);
+    const Told told(options, TGK_OPTIONS_INIT, shape);
     ternarize(shape, bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(), told.draw,
               bucket_of(shape, "trits", trits, trits_count, Element::int8, true),
               output("scale", scale, shape.groups(), Element::float32));
@@ -450,8 +516,8 @@ tgk_status tgk_encode(const tgk_layout* layout, const void* const* x, int64_t co
   return guarded([&] {
     check_stream(stream);
     const Layout& shape = geometry(layout);
-    const Told told(options, shape);
-    check_nbytes(nbytes, shape.nbytes());
+    const Told told(options, TGK_OPTIONS_INIT, shape);
+    check_nbytes("nbytes", nbytes, shape.nbytes());
     encode(shape, bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(), told.draw,
            output("data", data, nbytes, Element::uint8));
   });
@@ -467,33 +533,73 @@ tgk_status tgk_accumulate(const tgk_layout* layout, const void* data, int64_t nb
   return guarded([&] { decode_into(geometry(layout), data, nbytes, weight, true, out, out_count, dtype, stream); });
 }
 
-tgk_status tgk_decode_sum(const tgk_layout* layout, const void* const* messages, int64_t workers, int64_t nbytes,
+tgk_status tgk_decode_sum(const tgk_layout* layout, const void* const* messages, int64_t count, int64_t nbytes,
                           const double* weights, void* const* out, int64_t out_count, int32_t dtype,
                           const tgk_stream* stream) noexcept {
   return guarded([&] {
     check_stream(stream);
     const Layout& shape = geometry(layout);
-    if (workers < 1 || workers > INT32_MAX) {
-      throw ValueError("workers: expected 1 <= workers < 2**31, got " + std::to_string(workers));
-    }
-    check_nbytes(nbytes, shape.nbytes());
-    Arrays terms;
-    terms.reserve(static_cast<size_t>(workers));
-    for (int64_t i = 0; i < workers; ++i) {
-      terms.push_back(array_at("messages", messages ? messages[i] : nullptr, nbytes, Element::uint8, false, i));
-    }
-    const std::vector<double> factors =
-        weights ? std::vector<double>(weights, weights + workers) : std::vector<double>(terms.size(), 1.0);
-    decode_sum(shape, terms, factors, bucket_of(shape, "out", out, out_count, element_at(dtype), true));
+    check_nbytes("nbytes", nbytes, shape.nbytes());
+    const Arrays terms = messages_of(messages, count, nbytes);
+    decode_sum(shape, terms, weights_of(weights, count),
+               bucket_of(shape, "out", out, out_count, element_at(dtype), true));
   });
 }
 
-tgk_status tgk_validate(const tgk_layout* layout, const void* data, int64_t nbytes, const tgk_stream* stream) noexcept {
+tgk_status tgk_counts_packing(int64_t workers, int32_t* packing) noexcept {
+  return guarded([&] {
+    check_workers(workers);
+    Packing narrowest = Packing::counts4;
+    while (workers > most_workers(narrowest)) narrowest = static_cast<Packing>(static_cast<int>(narrowest) + 1);
+    target(packing, "packing") = static_cast<int32_t>(narrowest);
+  });
+}
+
+tgk_status tgk_sum_trits(const tgk_layout* const* layouts, const void* const* messages, const int64_t* workers,
+                         int64_t count, const tgk_layout* result, void* data, int64_t nbytes,
+                         const tgk_stream* stream) noexcept {
+  return guarded([&] {
+    check_stream(stream);
+    const Layout& shape = geometry(result, "result");
+    check_count(count);
+    if (!layouts) throw ValueError("layouts: expected " + std::to_string(count) + ", got NULL");
+    std::vector<Summand> summands;
+    summands.reserve(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      const Layout& from = geometry(layouts[i], "layouts", i);
+      const void* message = messages ? messages[i] : nullptr;
+      summands.push_back(Summand{&from, array_at("messages", message, from.nbytes(), Element::uint8, false, i),
+                                 workers ? workers[i] : 1});
+    }
+    check_nbytes("nbytes", nbytes, shape.nbytes());
+    sum_trits(summands, shape, output("data", data, nbytes, Element::uint8));
+  });
+}
+
+tgk_status tgk_repack(const tgk_layout* layout, const void* const* messages, int64_t count, int64_t nbytes,
+                      const double* weights, const tgk_options* options, const tgk_layout* result, void* data,
+                      int64_t data_nbytes, const tgk_stream* stream) noexcept {
+  return guarded([&] {
+    check_stream(stream);
+    const Layout& shape = geometry(layout);
+    const Layout& target_shape = geometry(result, "result");
+    const Told told(options, TGK_REPACK_OPTIONS_INIT, shape);
+    check_nbytes("nbytes", nbytes, shape.nbytes());
+    check_nbytes("data_nbytes", data_nbytes, target_shape.nbytes());
+    const Arrays terms = messages_of(messages, count, nbytes);
+    repack(shape, terms, weights_of(weights, count), told.measure, told.passed(), told.draw, target_shape,
+           output("data", data, data_nbytes, Element::uint8));
+  });
+}
+
+tgk_status tgk_validate(const tgk_layout* layout, const void* data, int64_t nbytes, int64_t workers,
+                        const tgk_stream* stream) noexcept {
   return guarded([&] {
     check_stream(stream);
     const Layout& shape = geometry(layout);
     if (nbytes < 0) throw ValueError("nbytes: expected 0 or more, got " + std::to_string(nbytes));
-    validate(shape, input("data", data, nbytes, Element::uint8));
+    check_workers(workers);
+    validate(shape, input("data", data, nbytes, Element::uint8), workers);
   });
 }
 
@@ -512,7 +618,7 @@ tgk_status tgk_pack(const int8_t* trits, int64_t n, int32_t packing, void* paylo
     check_stream(stream);
     check_size_between(n, kLog2LargestBucket);
     const Packing form = packing_at(packing);
-    check_nbytes(nbytes, payload_bytes(form, n));
+    check_nbytes("nbytes", nbytes, payload_bytes(form, n));
     pack(input("trits", trits, n, Element::int8), form, output("payload", payload, nbytes, Element::uint8));
   });
 }
@@ -523,7 +629,7 @@ tgk_status tgk_unpack(const void* payload, int64_t nbytes, int32_t packing, int8
     check_stream(stream);
     check_size_between(n, kLog2LargestBucket);
     const Packing form = packing_at(packing);
-    check_nbytes(nbytes, payload_bytes(form, n));
+    check_nbytes("nbytes", nbytes, payload_bytes(form, n));
     unpack(input("payload", payload, nbytes, Element::uint8), form, output("trits", trits, n, Element::int8));
   });
 }

@@ -110,7 +110,7 @@ bool serve(const std::vector<int>& workers) {
   for (const int worker : workers) {
     messages.emplace_back(static_cast<size_t>(nbytes));
     receive_all(worker, &messages.back());
-    check(tgk_validate(layout.get(), messages.back().data(), nbytes, nullptr));
+    check(tgk_validate(layout.get(), messages.back().data(), nbytes, 1, nullptr));
   }
   for (const auto& message : messages) addresses.push_back(message.data());
 

@@ -992,7 +992,8 @@ def test_the_examples(tmp_path: Path) -> None:
         pytest.skip("no cmake")
     flags = " ".join(STRICT)
     run(
-        *(cmake, "-S", ROOT / "examples" / "c", "-B", tmp_path, f"-Dterngrad_kernels_DIR={tk.get_cmake_dir()}"),
+        *(cmake, *(["-G", "Ninja"] if shutil.which("ninja") else [])),
+        *("-S", ROOT / "examples" / "c", "-B", tmp_path, f"-Dterngrad_kernels_DIR={tk.get_cmake_dir()}"),
         *(f"-DCMAKE_C_COMPILER={compiler('c')}", f"-DCMAKE_CXX_COMPILER={compiler('c++')}"),
         *(f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"),
     )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
-from .adapters import Adapter, adapter_of, numpy_adapter
+from .adapters import Adapter, adapter_of, numpy_adapter, recorder_of
 from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
@@ -332,6 +332,21 @@ def encode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: Packed = recorder.encode(
+            x,
+            clip=clip,
+            seed=seed,
+            offset=offset,
+            layer=layer,
+            packing=packing,
+            block=block,
+            scales=scales,
+            layout=layout,
+            out=out,
+            stream=stream,
+        )
+        return recorded
     bucket = _bucket(x)
     _no_stream(stream)
     adapter = bucket.adapter
@@ -389,6 +404,8 @@ def decode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(packed):
+        return recorder.decode(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
     layout, adapter, data = _one_message(packed)
     _no_stream(stream)
     if accumulate and out is None:
@@ -429,6 +446,8 @@ def decode_sum(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        return recorder.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
     given = _messages(messages)
     _no_stream(stream)
     factors = _weights(weights, given.number)
@@ -466,6 +485,9 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
     TypeError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        recorded: Counts = recorder.sum_trits(messages, out=out, stream=stream)
+        return recorded
     given = _messages(messages, Layout.same_cuts)
     _no_stream(stream)
     each = given.number // len(given.items)
@@ -532,6 +554,20 @@ def repack(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        recorded: Packed = recorder.repack(
+            messages,
+            seed=seed,
+            offset=offset,
+            layer=layer,
+            weights=weights,
+            clip=clip,
+            scales=scales,
+            packing=packing,
+            out=out,
+            stream=stream,
+        )
+        return recorded
     given = _messages(messages)
     _no_stream(stream)
     factors = _weights(weights, given.number)
@@ -595,6 +631,11 @@ def scales(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: Scales = recorder.scales(
+            x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream
+        )
+        return recorded
     bucket = _bucket(x)
     _no_stream(stream)
     if layout is None:
@@ -650,6 +691,8 @@ def clip(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        return recorder.clip(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
     bucket = _bucket(x)
     _no_stream(stream)
     layout = _layout_of(bucket, "two_bit", None)
@@ -694,6 +737,11 @@ def ternarize(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: tuple[Any, Any] = recorder.ternarize(
+            x, clip=clip, seed=seed, offset=offset, layer=layer, scales=scales, out=out, stream=stream
+        )
+        return recorded
     bucket = _bucket(x)
     _no_stream(stream)
     adapter = bucket.adapter
@@ -739,6 +787,8 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(trits):
+        return recorder.pack(trits, packing=packing, out=out, stream=stream)
     adapter = adapter_of(trits, "trits")
     _no_stream(stream)
     code = _ternary_code(packing)
@@ -775,6 +825,8 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(payload):
+        return recorder.unpack(payload, shape=shape, packing=packing, out=out, stream=stream)
     adapter = adapter_of(payload, "payload")
     _no_stream(stream)
     code = _ternary_code(packing)
@@ -806,5 +858,7 @@ def validate(packed: Packed | Counts) -> None:
     TypeError
         If `packed` is neither, or its data not uint8.
     """
+    if recorder := recorder_of(packed):
+        recorder.validate(packed)
     layout, _, data = _one_message(packed)
     _core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)

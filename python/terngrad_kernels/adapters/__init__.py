@@ -7,9 +7,10 @@ Nothing else in the package knows frameworks.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "numpy_adapter"]
+__all__ = ["Adapter", "adapter_of", "numpy_adapter", "recorder_of"]
 
 
 class Adapter(Protocol):
@@ -86,3 +87,18 @@ def adapter_of(x: Any, argument: str) -> Adapter:
 def numpy_adapter() -> Adapter:
     """Return NumPy's: for what is given without any array."""
     return _load("numpy")
+
+
+def recorder_of(x: Any) -> Any:
+    """Return the module whose functions record an operation on `x` (or on arrays in it) where a compiler reads along.
+
+    None where the operation is to be run. Only PyTorch's compilers need it: TorchDynamo reads source, and has to be led
+    away before it comes to caches and compiled objects.
+    """
+    # None also while PyTorch is being imported.
+    is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
+    if is_compiling is None or not is_compiling():
+        return None
+    from . import torch_recorder
+
+    return torch_recorder if torch_recorder.is_recorded(x) else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
+from ..layout import Layout
 from ..packed import Counts, Packed
+from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -90,10 +93,17 @@ pytree.register_pytree_node(
     lambda packed: ([packed.data], packed.layout),
     lambda children, layout: Packed(layout, next(iter(children))),
     serialized_type_name="terngrad_kernels.Packed",
+    flatten_with_keys_fn=lambda packed: ([(pytree.GetAttrKey("data"), packed.data)], packed.layout),
+    # An exported program can then be saved.
+    to_dumpable_context=lambda layout: json.dumps(layout.__reduce__()[1]),
+    from_dumpable_context=lambda text: Layout(*json.loads(text)),
 )
 pytree.register_pytree_node(
     Counts,
     lambda counts: ([counts.data], (counts.layout, counts.workers)),
     lambda children, static: Counts(static[0], static[1], next(iter(children))),
     serialized_type_name="terngrad_kernels.Counts",
+    flatten_with_keys_fn=lambda counts: ([(pytree.GetAttrKey("data"), counts.data)], (counts.layout, counts.workers)),
+    to_dumpable_context=lambda static: json.dumps([*static[0].__reduce__()[1], static[1]]),
+    from_dumpable_context=lambda text: (Layout(*json.loads(text)[:-1]), json.loads(text)[-1]),
 )

@@ -88,22 +88,29 @@ class TorchAdapter:
 
 adapter = TorchAdapter()
 
-pytree.register_pytree_node(
-    Packed,
-    lambda packed: ([packed.data], packed.layout),
-    lambda children, layout: Packed(layout, next(iter(children))),
-    serialized_type_name="terngrad_kernels.Packed",
-    flatten_with_keys_fn=lambda packed: ([(pytree.GetAttrKey("data"), packed.data)], packed.layout),
-    # An exported program can then be saved.
-    to_dumpable_context=lambda layout: json.dumps(layout.__reduce__()[1]),
-    from_dumpable_context=lambda text: Layout(*json.loads(text)),
-)
-pytree.register_pytree_node(
-    Counts,
-    lambda counts: ([counts.data], (counts.layout, counts.workers)),
-    lambda children, static: Counts(static[0], static[1], next(iter(children))),
-    serialized_type_name="terngrad_kernels.Counts",
-    flatten_with_keys_fn=lambda counts: ([(pytree.GetAttrKey("data"), counts.data)], (counts.layout, counts.workers)),
-    to_dumpable_context=lambda static: json.dumps([*static[0].__reduce__()[1], static[1]]),
-    from_dumpable_context=lambda text: (Layout(*json.loads(text)[:-1]), json.loads(text)[-1]),
-)
+
+def _register(kind: Any, static: tuple[str, ...]) -> None:
+    """Make a pytree of a kind of message: its data is the leaf, its other fields are static, and saved as text."""
+
+    def values(x: Any) -> tuple[Any, ...]:
+        return tuple(getattr(x, name) for name in static)
+
+    def load(text: str) -> tuple[Any, ...]:
+        layout, *others = json.loads(text)
+        return Layout(*layout), *others
+
+    pytree.register_pytree_node(
+        kind,
+        lambda x: ([x.data], values(x)),
+        lambda leaves, values: kind(data=next(iter(leaves)), **dict(zip(static, values, strict=True))),
+        serialized_type_name=f"terngrad_kernels.{kind.__name__}",
+        flatten_with_keys_fn=lambda x: ([(pytree.GetAttrKey("data"), x.data)], values(x)),
+        to_dumpable_context=lambda values: json.dumps([values[0].__reduce__()[1], *values[1:]]),
+        from_dumpable_context=load,
+    )
+
+
+_register(Packed, ("layout",))
+_register(Counts, ("layout", "workers"))
+# For torch.load(weights_only=True), which torch.export.load calls for the arguments that a program was made with.
+torch.serialization.add_safe_globals([Counts, Layout, Packed])

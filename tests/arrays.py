@@ -169,6 +169,7 @@ class Framework:
     """NumPy, and what the others have in common with it."""
 
     name = "numpy"
+    title = "NumPy, with ml_dtypes"
     immutable = False
     words = (np.int64, np.uint32)  # types of arrays that a seed may be
 
@@ -199,6 +200,7 @@ class Framework:
 
 class Torch(Framework):
     name = "torch"
+    title = "PyTorch"
 
     def __init__(self) -> None:
         self.torch = pytest.importorskip("torch")
@@ -227,6 +229,7 @@ class Torch(Framework):
 
 class Jax(Framework):
     name = "jax"
+    title = "JAX, eager"
     immutable = True
 
     def __init__(self) -> None:
@@ -263,6 +266,7 @@ def _import(name: str) -> Any:
 
 class TensorFlow(Framework):
     name = "tensorflow"
+    title = "TensorFlow, eager"
     immutable = True
 
     def __init__(self) -> None:
@@ -294,6 +298,7 @@ class TensorFlow(Framework):
 
 class Paddle(Framework):
     name = "paddle"
+    title = "Paddle, dynamic"
     words = (np.int64,)
 
     def __init__(self) -> None:
@@ -322,6 +327,7 @@ class DLPack(Framework):
     """Anything else: results come in an array of our own."""
 
     name = "dlpack"
+    title = "anything else with `__dlpack__`"
 
     def make(self, x: Array) -> Array:
         return Producer(np.array(x, order="C"))

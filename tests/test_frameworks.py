@@ -6,6 +6,8 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from arrays import (
     TERNARY,
     Array,
     Framework,
+    Paddle,
+    TensorFlow,
     assert_all_same,
     assert_same,
     assert_same_but_nan,
@@ -27,6 +31,8 @@ from producer import Producer
 
 import reference as ref
 import terngrad_kernels as tk
+from terngrad_kernels import _core
+from terngrad_kernels.adapters import adapter_of, stream_of
 
 # ---- one matrix: rule x framework x dtype x arrangement, over shapes with 0 and without dimensions
 
@@ -390,6 +396,117 @@ def test_tensors_in_shared_memory(torch: Any) -> None:
     assert torch.equal(tk.encode(x).data, tk.encode(x.clone()).data)
 
 
+# ---- TensorFlow's own ways
+
+
+@pytest.fixture
+def tf() -> Any:
+    return TensorFlow().tf
+
+
+def test_tensorflow_variables_are_read(tf: Any) -> None:
+    x = layer("normal", 700)
+    variable = tf.Variable(x)
+    packed = tk.encode(variable, seed=7)
+    assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
+    variable.assign(2 * x)
+    assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
+    with pytest.raises(TypeError, match=r"^out: TensorFlow's tensors are immutable; leave out out$"):
+        tk.decode(packed, out=variable)
+
+
+def test_tensorflow_results_live_on(tf: Any) -> None:
+    x = tf.constant(layer("normal", 700))
+    decoded = tk.decode(tk.encode(x))
+    want = decoded.numpy().copy()
+    assert decoded.device == x.device
+    assert_same((decoded + 0).numpy(), want)
+    assert_same(tf.function(lambda v: 2 * v, autograph=False)(decoded).numpy(), 2 * want)
+    assert_same(tf.Variable(decoded).assign_add(decoded).numpy(), 2 * want)
+    assert_same(decoded.numpy(), want)
+
+
+def test_tensorflow_graphs(tf: Any) -> None:
+    """A symbolic tensor has no values yet; a function that TensorFlow calls when it has them does."""
+    x = tf.constant(layer("normal", 700))
+    with pytest.raises(TypeError, match=r"^x: a symbolic tensor of a tf.function; .* works on eager tensors"):
+        tf.function(lambda v: tk.encode(v).data, autograph=False)(x)
+    later = tf.function(lambda v: tf.py_function(lambda e: tk.encode(e).data, [v], tf.uint8), autograph=False)
+    assert_same(later(x).numpy(), tk.encode(x).data.numpy())
+
+
+def test_tensorflow_values_that_are_not_dense(tf: Any) -> None:
+    slices = tf.IndexedSlices(tf.ones((2, 3)), tf.constant([0, 1]))
+    for value in (slices, tf.sparse.from_dense([1.0, 0.0]), tf.ragged.constant([[1.0], []])):
+        with pytest.raises(TypeError, match=r"^x: expected an array that speaks DLPack, got tensorflow\."):
+            tk.encode(value)
+    with pytest.raises(TypeError, match=r"^x: expected float32, .*, got tensorflow string"):
+        tk.encode(tf.constant(["text"]))
+
+
+# ---- Paddle's own ways
+
+
+@pytest.fixture
+def paddle() -> Any:
+    return Paddle().paddle
+
+
+def test_paddle_tensors_that_require_grad(paddle: Any) -> None:
+    x = layer("normal", 700)
+    want = tk.encode(x, seed=7).data
+    leaf = paddle.to_tensor(x, stop_gradient=False)
+    parameter = paddle.create_parameter([700], "float32")
+    parameter.set_value(x)
+    for tensor in (leaf, leaf * 1, parameter, (2 * leaf).reshape([7, 100]) / 2):
+        packed = tk.encode(tensor, seed=7)
+        assert_same(packed.data.numpy(), want)
+        assert packed.data.stop_gradient
+        assert tk.decode(packed).stop_gradient
+    assert tk.encode(leaf.reshape([7, 100]).T).data.stop_gradient  # which is made dense
+    leaf.sum().backward()
+    assert_same(tk.encode(leaf.grad, clip=None).scales.numpy(), np.ones(1, np.float32))
+
+
+def test_paddle_tensors_that_are_not_dense(paddle: Any) -> None:
+    sparse = paddle.sparse.sparse_coo_tensor([[0, 1]], [1.0, 2.0], [3])
+    with pytest.raises(TypeError, match=r"^x: expected a dense tensor, got one that is sparse"):
+        tk.encode(sparse)
+    with pytest.raises(TypeError, match=r"^out: expected a dense tensor, got one that is sparse"):
+        tk.clip(paddle.ones([3]), out=sparse)
+    paddle.enable_static()
+    try:
+        with paddle.static.program_guard(paddle.static.Program()):
+            symbolic = paddle.static.data("x", [3], "float32")
+            with pytest.raises(TypeError, match=r"^x: a symbolic value of a static graph; .* works on eager tensors"):
+                tk.encode(symbolic)
+    finally:
+        paddle.disable_static()
+
+
+# ---- streams
+
+
+def test_streams_are_ints_or_any_frameworks_own() -> None:
+    class OnDevice:
+        name = "some"
+
+        def stream(self, x: Any) -> int:
+            return 5
+
+    class Protocol:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, 7
+
+    device: Any = OnDevice()
+    assert stream_of(device, None, None) == 5
+    for stream in (7, Protocol(), SimpleNamespace(cuda_stream=7), SimpleNamespace(ptr=7)):
+        assert stream_of(device, None, stream) == 7
+    for stream in ("7", True, 7.0, object()):
+        with pytest.raises(TypeError, match=r"^stream: expected an int or a stream of some, got "):
+            stream_of(device, None, stream)
+
+
 # ---- NumPy's own ways
 
 
@@ -527,6 +644,40 @@ def test_messages_are_pickled_with_their_layout(framework: Framework, counts: bo
     assert packed == packed
     assert len({packed, again}) == 2
     assert_same(framework.to_numpy(again.data), framework.to_numpy(packed.data))
+
+
+# ---- README's table
+
+
+def features(framework: Framework) -> str:
+    """Return the framework's row, from what its arrays turn out to do."""
+
+    def address(x: Any) -> int:
+        array = x if isinstance(x, np.ndarray) else _core.from_dlpack(x, "x")
+        return int(array.ctypes.data)
+
+    x = framework.make(layer("normal", 700))
+    adapter = adapter_of(x, "x")
+    dense = adapter.dense(x, "x")
+    written = adapter.empty((700,), "float32", dense)
+    place = address(written)
+    in_place = [address(dense) == address(x), address(adapter.result(written)) == place]
+    worked = []
+    for dtype in DTYPES:
+        decoded = tk.decode(tk.encode(framework.make(layer("normal", 700, dtype))))
+        worked += [dtype] * (decoded.dtype == framework.dtype(dtype))
+    try:
+        tk.clip(x, out=framework.make(np.zeros(700, np.float32)))
+        out = "yes"
+    except TypeError:
+        out = "immutable"
+    dtypes = "all four" if worked == list(DTYPES) else ", ".join(worked)
+    return " | ".join(["", framework.title, dtypes, *("yes" if yes else "copied" for yes in in_place), out, ""]).strip()
+
+
+def test_the_table_of_frameworks(framework: Framework) -> None:
+    rows = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
+    assert features(framework) in rows
 
 
 # ---- the import

@@ -6,6 +6,9 @@ from typing import Any
 
 import paddle
 
+if not hasattr(paddle.Tensor, "__dlpack_c_exchange_api__"):  # older ones have no way to say that they may be written
+    raise ImportError(f"terngrad_kernels takes tensors of Paddle 3.3 and later, this is Paddle {paddle.__version__}")
+
 _DTYPES = {
     "float32": paddle.float32,
     "float16": paddle.float16,

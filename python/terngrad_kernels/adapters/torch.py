@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from ..layout import Layout
-from ..packed import Counts, Packed
+from ..packed import PYTREES
 from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
@@ -57,6 +57,10 @@ class TorchAdapter:
         if x.is_neg():
             x = x.resolve_neg()
         return x if x.is_contiguous() else x.contiguous()
+
+    def stream(self, x: Any) -> int | None:
+        """Return that of torch.cuda."""
+        return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""
@@ -110,7 +114,7 @@ def _register(kind: Any, static: tuple[str, ...]) -> None:
     )
 
 
-_register(Packed, ("layout",))
-_register(Counts, ("layout", "workers"))
+for _kind, _static in PYTREES.items():
+    _register(_kind, _static)
 # For torch.load(weights_only=True), which torch.export.load calls for the arguments that a program was made with.
-torch.serialization.add_safe_globals([Counts, Layout, Packed])
+torch.serialization.add_safe_globals([Layout, *PYTREES])

@@ -4,16 +4,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <vector>
 
 #include "../runtime/arrays.h"
 
-struct DLManagedTensor;
-struct DLManagedTensorVersioned;
-
 namespace terngrad {
 
 namespace py = pybind11;
+
+class TakenTensor;
 
 // A dense array and what keeps its memory alive for the length of a call.
 class HeldArray {
@@ -31,11 +31,9 @@ class HeldArray {
  private:
   void take_numpy(const py::array& object);
   bool take_exchanged(py::handle object);
-  void take_capsule(py::handle object);
 
   py::object owner_;
-  DLManagedTensor* legacy_ = nullptr;
-  DLManagedTensorVersioned* versioned_ = nullptr;
+  std::unique_ptr<TakenTensor> taken_;
 };
 
 // One array, or a tuple of them.
@@ -49,7 +47,8 @@ class HeldArrays {
   Arrays arrays_;
 };
 
-// Memory of our own that speaks DLPack: outputs for frameworks whose arrays cannot be written.
-void define_buffer(py::module_& module);
+// Memory of our own that speaks DLPack, and NumPy arrays from DLPack and back: for frameworks whose arrays cannot be
+// written, and for those that are known by DLPack alone.
+void define_arrays(py::module_& module);
 
 }  // namespace terngrad

@@ -1,24 +1,28 @@
 """What the package needs of an array framework, and which framework an array is of.
 
-One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then.
-Nothing else in the package knows frameworks.
+One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then. Arrays of
+anything else that speaks DLPack are `dlpack`'s. Nothing else in the package knows frameworks.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "numpy_adapter"]
+__all__ = ["Adapter", "adapter_of", "numpy_adapter", "recorder_of", "stream_of"]
 
 
 class Adapter(Protocol):
-    """One framework's arrays."""
+    """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
 
     name: str
 
     def accepts(self, x: Any) -> bool:
         """Whether `x` is an array of this framework."""
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Return `x`, or a dense row-major copy, as `_core` can read it: with `shape`, `ndim` and slices."""
 
     def dtype(self, x: Any) -> str:
         """Name of the element type of `x`, e.g. "float32", "uint8"; the framework's own name for other types."""
@@ -26,8 +30,8 @@ class Adapter(Protocol):
     def device(self, x: Any) -> Any:
         """Where `x` lies: something that compares equal on one device."""
 
-    def dense(self, x: Any, argument: str) -> Any:
-        """Return `x`, or a dense row-major copy, as `_core` can read it."""
+    def stream(self, x: Any) -> int | None:
+        """Return the handle of the current stream of the device of `x`, None for the CPU."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return something that `_core` can write, on the device of `like` (None: the host)."""
@@ -49,7 +53,16 @@ class Adapter(Protocol):
 
 
 # Top-level module of an array type -> adapter module.
-_MODULES = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+_MODULES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "cupy": "cupy",
+    "tensorflow": "tensorflow",
+    "paddle": "paddle",
+    "terngrad_kernels": "dlpack",
+}
 _by_type: dict[type, Adapter] = {}
 
 
@@ -59,14 +72,10 @@ def _load(module: str) -> Adapter:
 
 
 def _find(x: Any) -> Adapter | None:
-    for base in type(x).__mro__:
-        module = _MODULES.get(base.__module__.partition(".")[0])
-        if module is None:
-            continue
-        adapter = _load(module)
-        if adapter.accepts(x):
-            return adapter
-    return None
+    modules = (_MODULES.get(base.__module__.partition(".")[0]) for base in type(x).__mro__)
+    module = next((module for module in modules if module), "dlpack")
+    adapter = _load(module)
+    return adapter if adapter.accepts(x) else None
 
 
 def adapter_of(x: Any, argument: str) -> Adapter:
@@ -76,9 +85,8 @@ def adapter_of(x: Any, argument: str) -> Adapter:
         return adapter
     adapter = _find(x)
     if adapter is None:
-        raise TypeError(
-            f"{argument}: expected an array of NumPy, PyTorch or JAX, got {type(x).__module__}.{type(x).__qualname__}"
-        )
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(f"{argument}: expected an array that speaks DLPack, got {kind}")
     _by_type[type(x)] = adapter
     return adapter
 
@@ -86,3 +94,35 @@ def adapter_of(x: Any, argument: str) -> Adapter:
 def numpy_adapter() -> Adapter:
     """Return NumPy's: for what is given without any array."""
     return _load("numpy")
+
+
+def recorder_of(x: Any) -> Any:
+    """Return the module whose functions record an operation on `x` (or on arrays in it) where a compiler reads along.
+
+    None where the operation is to be run. Only PyTorch's compilers need it: TorchDynamo reads source, and has to be led
+    away before it comes to caches and compiled objects.
+    """
+    # None also while PyTorch is being imported.
+    is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
+    if is_compiling is None or not is_compiling():
+        return None
+    from . import torch_recorder
+
+    return torch_recorder if torch_recorder.is_recorded(x) else None
+
+
+def stream_of(adapter: Adapter, x: Any, stream: Any) -> int | None:
+    """Return the handle of what a call on `x` runs on, None for the CPU; `stream` is what the caller asks for."""
+    current = adapter.stream(x)
+    if stream is None:
+        return current
+    if current is None:
+        raise ValueError("stream: CPU arrays have none, expected None")
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr"):  # PyTorch's and CuPy's name for it, from before that protocol
+        if hasattr(stream, name):
+            return int(getattr(stream, name))
+    raise TypeError(f"stream: expected an int or a stream of {adapter.name}, got {type(stream).__name__}")

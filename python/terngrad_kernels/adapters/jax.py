@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _core
-from ..packed import Counts, Packed
+from ..packed import PYTREES
 
 
 class JaxAdapter:
@@ -27,7 +27,7 @@ class JaxAdapter:
 
     def device(self, x: Any) -> Any:
         """The set of devices."""
-        return None if isinstance(x, jax.core.Tracer) or x.is_deleted() else frozenset(x.devices())
+        return frozenset(x.devices())
 
     def dense(self, x: Any, argument: str) -> Any:
         """JAX arrays are dense; those that are not concrete, not there or on several devices have no memory to read."""
@@ -40,6 +40,10 @@ class JaxAdapter:
         if len(x.devices()) > 1:
             raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
         return x
+
+    def stream(self, x: Any) -> int | None:
+        """None: JAX shows no streams."""
+        return None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory that JAX can take over without a copy."""
@@ -68,5 +72,5 @@ class JaxAdapter:
 
 adapter = JaxAdapter()
 
-jax.tree_util.register_dataclass(Packed, data_fields=["data"], meta_fields=["layout"])
-jax.tree_util.register_dataclass(Counts, data_fields=["data"], meta_fields=["layout", "workers"])
+for _kind, _static in PYTREES.items():
+    jax.tree_util.register_dataclass(_kind, data_fields=["data"], meta_fields=_static)

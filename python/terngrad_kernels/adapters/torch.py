@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
-from ..packed import Counts, Packed
+from ..layout import Layout
+from ..packed import PYTREES
+from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -55,6 +58,10 @@ class TorchAdapter:
             x = x.resolve_neg()
         return x if x.is_contiguous() else x.contiguous()
 
+    def stream(self, x: Any) -> int | None:
+        """Return that of torch.cuda."""
+        return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
+
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""
         return torch.empty(shape, dtype=_DTYPES[dtype], device=like.device)
@@ -85,15 +92,29 @@ class TorchAdapter:
 
 adapter = TorchAdapter()
 
-pytree.register_pytree_node(
-    Packed,
-    lambda packed: ([packed.data], packed.layout),
-    lambda children, layout: Packed(layout, next(iter(children))),
-    serialized_type_name="terngrad_kernels.Packed",
-)
-pytree.register_pytree_node(
-    Counts,
-    lambda counts: ([counts.data], (counts.layout, counts.workers)),
-    lambda children, static: Counts(static[0], static[1], next(iter(children))),
-    serialized_type_name="terngrad_kernels.Counts",
-)
+
+def _register(kind: Any, static: tuple[str, ...]) -> None:
+    """Make a pytree of a kind of message: its data is the leaf, its other fields are static, and saved as text."""
+
+    def values(x: Any) -> tuple[Any, ...]:
+        return tuple(getattr(x, name) for name in static)
+
+    def load(text: str) -> tuple[Any, ...]:
+        layout, *others = json.loads(text)
+        return Layout(*layout), *others
+
+    pytree.register_pytree_node(
+        kind,
+        lambda x: ([x.data], values(x)),
+        lambda leaves, values: kind(data=next(iter(leaves)), **dict(zip(static, values, strict=True))),
+        serialized_type_name=f"terngrad_kernels.{kind.__name__}",
+        flatten_with_keys_fn=lambda x: ([(pytree.GetAttrKey("data"), x.data)], values(x)),
+        to_dumpable_context=lambda values: json.dumps([values[0].__reduce__()[1], *values[1:]]),
+        from_dumpable_context=load,
+    )
+
+
+for _kind, _static in PYTREES.items():
+    _register(_kind, _static)
+# For torch.load(weights_only=True), which torch.export.load calls for the arguments that a program was made with.
+torch.serialization.add_safe_globals([Layout, *PYTREES])

@@ -158,8 +158,28 @@ def assert_errors(framework: Framework, x: Any, values: Array, dtype: str) -> No
     assert_same(framework.to_numpy(framework.reshaped(x, values.shape)), values)
 
 
+def assert_sums(framework: Framework, x: Any, values: Array, dtype: str) -> None:
+    """Messages are added and repacked as NumPy's are."""
+    packed, want = [tk.encode(x, seed=i) for i in range(3)], [tk.encode(values, seed=i) for i in range(3)]
+    counts, want_counts = tk.sum_trits(packed), tk.sum_trits(want)
+    assert counts.workers == 3
+    again = tk.repack(packed, seed=7, offset=1)
+    for got, wanted in ((counts, want_counts), (again, tk.repack(want, seed=7, offset=1))):
+        assert got.layout == wanted.layout
+        assert_of(framework, got.data, "uint8", wanted.data.shape)
+        assert_same(framework.to_numpy(got.data), wanted.data)
+    assert_of(framework, tk.decode(counts), dtype, values.shape)
+    total = tk.decode_sum(packed, weights=[0.5] * 3)
+    assert_of(framework, total, dtype, values.shape)
+    assert_same(framework.to_numpy(total), tk.decode_sum(want, weights=[0.5] * 3))
+    back = tk.from_bytes(tk.to_bytes(counts), like=x)
+    assert_of(framework, back.data, "uint8", want_counts.data.shape)
+    assert_same(framework.to_numpy(back.data), want_counts.data)
+
+
 RULES = {
     "messages": assert_messages,
+    "sums": assert_sums,
     "other operations": assert_like_numpy,
     "outputs": assert_outputs,
     "errors": assert_errors,

@@ -178,6 +178,8 @@ def compressed(tensor: Any, name: str, compressor: Any, memory: Any) -> tuple[An
 @pytest.mark.parametrize("packed", PACKED)
 def test_residual_memory(framework: Framework, packed: bool) -> None:
     """What was received and what is kept back add up to what was put in, step after step."""
+    if framework.name == "dlpack":
+        pytest.skip("which need not have arithmetic")
     compressor, memory = TernGradCompressor(packed=packed), Residual()
     x = layer("normal", 210).reshape(30, 7)
     received = np.zeros((30, 7), np.float64)

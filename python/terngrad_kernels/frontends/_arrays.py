@@ -43,9 +43,9 @@ class Arrays:
         """Return n zeros of uint8 where `like` is."""
         return self.module.zeros(n, "uint8")
 
-    def halve_twice(self, x: Any) -> Any:
-        """Return floor(x / 4) of uint8."""
-        return x >> 2
+    def digit(self, x: Any, k: int) -> Any:
+        """Return bits 2k and 2k + 1 of uint8."""
+        return x >> 2 * k & 3
 
     def times(self, codes: Any, scalar: Any) -> Any:
         """Return the float32 product of small integers (or floats) and one float32, of shape (1,)."""
@@ -66,11 +66,19 @@ class Arrays:
 
 
 class NumpyArrays(Arrays):
-    """NumPy, where integers times a float32 need no copy as floats."""
+    """NumPy, and the adapter's own subclass of its arrays, which some functions drop."""
 
-    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
-        """Of an array or a scalar: its operators make scalars of arrays without dimensions."""
-        return self.module.asanyarray(x).reshape(shape)
+    def concatenate(self, parts: Sequence[Any]) -> Any:
+        """As the first part is."""
+        return self.module.concatenate(parts).view(type(parts[0]))
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        """As `y` is."""
+        return self.module.where(condition, x, y).view(type(y))
+
+    def put(self, number: float, where: Any, x: Any) -> Any:
+        """As `x` is."""
+        return self.where(where, np.float32(number), x)
 
     def times(self, codes: Any, scalar: Any) -> Any:
         """Converted on the way, in cache. 0 times infinity is the NaN of a poisoned layer, no mistake."""
@@ -130,9 +138,9 @@ class TensorflowArrays(Arrays):
         """Placed where they are used."""
         return self.module.zeros(n, self.module.uint8)
 
-    def halve_twice(self, x: Any) -> Any:
+    def digit(self, x: Any, k: int) -> Any:
         """There is no operator for shifts."""
-        return self.module.bitwise.right_shift(x, self.module.constant(2, self.module.uint8))
+        return self.module.bitwise.right_shift(x, self.module.constant(2 * k, self.module.uint8)) & 3
 
 
 class PaddleArrays(Arrays):
@@ -146,9 +154,10 @@ class PaddleArrays(Arrays):
         """On the current device, as all that Paddle computes."""
         return self.module.zeros([n], "uint8")
 
-    def halve_twice(self, x: Any) -> Any:
-        """Shifts are by tensors."""
-        return self.module.bitwise_right_shift(x, self.module.to_tensor([2], "uint8"))
+    def digit(self, x: Any, k: int) -> Any:
+        """By tensors."""
+        bits, mask = self.module.to_tensor([2 * k], "uint8"), self.module.to_tensor([3], "uint8")
+        return self.module.bitwise_and(self.module.bitwise_right_shift(x, bits), mask)
 
 
 _CLASSES = {

@@ -125,13 +125,10 @@ def ternary_decoder(encoded: Any, scaler: Any, shape: Any) -> Any:
 
 def _decoded(encoded: Any, scaler: Any, shape: tuple[int, ...], argument: str, scaler_name: str) -> Any:
     n = math.prod(shape)
-    adapter, b0 = _encoded(encoded, n // 4 + 1, shape, argument)
+    adapter, x = _encoded(encoded, n // 4 + 1, shape, argument)
     arrays = arrays_of(adapter.name)
-    worth = scalars([scaler], [scaler_name], adapter, b0)
-    b1 = arrays.halve_twice(b0)
-    b2 = arrays.halve_twice(b1)
-    b3 = arrays.halve_twice(b2)
-    digits = arrays.concatenate([b0 - 4 * b1, b1 - 4 * b2, b2 - 4 * b3, b3])[:n]
+    worth = scalars([scaler], [scaler_name], adapter, x)
+    digits = arrays.concatenate([arrays.digit(x, k) for k in range(4)])[:n]
     return arrays.reshape(arrays.times(arrays.cast(digits, "int8") - 1, worth), shape)
 
 
@@ -242,7 +239,8 @@ def decode_from_ternary_gradients(
             arrays = arrays_of(adapter.name)
             # A copy, as bytes at an odd address cannot be seen as float32.
             flat = arrays.concatenate([x, arrays.zeros(0, x)])
-            decoded.append(arrays.reshape(adapter.as_float32(flat), shape))
+            floats = adapter.as_float32(flat) if n else arrays.cast(flat, "float32")  # Paddle cannot view no bytes
+            decoded.append(arrays.reshape(floats, shape))
     return list(zip(decoded, variables, strict=True))
 
 
@@ -496,7 +494,7 @@ def _averaged(towers: list[list[Pair]]) -> list[Pair]:
                 raise ValueError(f"{name}: expected shape {tuple(first.shape)}, got {tuple(x.shape)}")
             if x.dtype != first.dtype:
                 raise TypeError(f"{name}: expected {adapter.dtype(first)} as {names[0]} is, got {adapter.dtype(x)}")
-            terms.append(x)
+            terms.append(arrays.reshape(x, (-1,)))  # NumPy makes scalars of arrays without dimensions
         wide = first.dtype if adapter.dtype(first) == "float64" else "float32"
         mean = _mean(arrays, [arrays.cast(term, wide) for term in terms])
         return arrays.reshape(arrays.cast(mean, first.dtype), tuple(first.shape))

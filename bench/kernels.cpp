@@ -55,7 +55,7 @@ std::vector<float> gradient(int64_t n) {
   return x;
 }
 
-void measure(int64_t n, const char* place, bool* first) {
+void measure(int64_t n, const char* place, const std::string& only, bool* first) {
   const std::vector<float> x = gradient(n);
   std::vector<uint8_t> payload(static_cast<size_t>(n));
   std::vector<uint8_t> base3(static_cast<size_t>(n));
@@ -65,6 +65,14 @@ void measure(int64_t n, const char* place, bool* first) {
   const terngrad::Quantiser quantiser = terngrad::quantiser_of(terngrad::Scale{1.0f, 1.0f});
   static terngrad::StripeSums sums;
   const int64_t stripes = (n + terngrad::kStripe - 1) / terngrad::kStripe;
+
+  const uint8_t* const payloads[] = {payload.data(), payload.data(), payload.data(), payload.data()};
+  const uint8_t* const payloads3[] = {base3.data(), base3.data(), base3.data(), base3.data()};
+  const float worth[] = {0.25f, 0.25f, 0.25f, 0.25f};
+  const terngrad::Terms one{payloads, worth, 1};
+  const terngrad::Terms one3{payloads3, worth, 1};
+  const terngrad::Terms four{payloads, worth, 4};
+  const terngrad::Terms four3{payloads3, worth, 4};
 
   std::vector<Row> rows;
   rows.push_back({"read", "", [&] { terngrad::bench::read(x.data(), n); }, {}});
@@ -85,8 +93,16 @@ void measure(int64_t n, const char* place, bool* first) {
     add("ternarize", [&] { k.ternarize(x.data(), DType::float32, n, 0, draw, quantiser, trits.data()); });
     add("decode two_bit", [&] { k.decode(payload.data(), Packing::two_bit, n, 1.0f, DType::float32, out.data()); });
     add("decode base3", [&] { k.decode(base3.data(), Packing::base3, n, 1.0f, DType::float32, out.data()); });
+    add("accumulate two_bit", [&] { k.decode_sum(one, Packing::two_bit, n, false, DType::float32, out.data()); });
+    add("accumulate base3", [&] { k.decode_sum(one3, Packing::base3, n, false, DType::float32, out.data()); });
+    add("decode_sum 4 two_bit", [&] { k.decode_sum(four, Packing::two_bit, n, true, DType::float32, out.data()); });
+    add("decode_sum 4 base3", [&] { k.decode_sum(four3, Packing::base3, n, true, DType::float32, out.data()); });
+    add("unpack two_bit", [&] { k.unpack(payload.data(), n, Packing::two_bit, trits.data()); });
+    add("unpack base3", [&] { k.unpack(base3.data(), n, Packing::base3, trits.data()); });
   }
   terngrad::select_isa(in_use);
+  const auto unwanted = [&](const Row& row) { return (row.isa + " " + row.name).find(only) == std::string::npos; };
+  rows.erase(std::remove_if(rows.begin(), rows.end(), unwanted), rows.end());
   for (Row& row : rows) {
     row.work();
     row.repeats = std::max(1, static_cast<int>(kSecondsARound / time_of(row.work, 1)));
@@ -107,13 +123,15 @@ void measure(int64_t n, const char* place, bool* first) {
 
 }  // namespace
 
-int main() {
+// An argument chooses the rows whose instruction set and name have it in them: "avx2 decode".
+int main(int count, char** arguments) {
   const terngrad::FloatEnvironment environment;
   terngrad::select_isa_from_environment();
+  const std::string only = count > 1 ? arguments[1] : "";
   bool first = true;
   std::printf("[");
-  measure(1 << 16, "L2", &first);
-  measure(25600000, "memory", &first);
+  measure(1 << 16, "L2", only, &first);
+  measure(25600000, "memory", only, &first);
   std::printf("\n]\n");
   return 0;
 }

@@ -49,8 +49,12 @@ TERNGRAD_CONTRACT uint32_t code_of(Packing packing, int32_t value, int64_t row) 
 // Total: code 10 gives 0, a base-3 digit is taken mod 3.
 TERNGRAD_CONTRACT int8_t value_in(Packing packing, uint32_t byte, int64_t row) {
   if (packing == Packing::base3) {
-    const uint32_t digit = byte / power_of_three(row) % 3u;
-    return static_cast<int8_t>(digit == 2u ? -1 : static_cast<int>(digit));
+    // Thrice the fraction of byte / 3^(row + 1) has the digit as its whole part. 16 bits are exact for every byte: the
+    // factor, rounded up, adds less than 255 / 2^16 to a fraction, and the next digit begins 1 / 3^5 further.
+    const uint32_t power = 3u * power_of_three(row);
+    const auto fraction = static_cast<uint16_t>(byte * ((0x10000u + power - 1u) / power));
+    const auto digit = static_cast<uint16_t>(fraction * 3u >> 16);
+    return static_cast<int8_t>(digit - 3 * (digit >> 1));
   }
   if (packing == Packing::counts8) return static_cast<int8_t>(static_cast<int>(byte ^ 128u) - 128);
   if (packing == Packing::counts4) return static_cast<int8_t>(static_cast<int>((byte >> (4 * row) & 15u) ^ 8u) - 8);

@@ -7,7 +7,53 @@ namespace terngrad {
 namespace TERNGRAD_ISA {
 namespace {
 
-constexpr int64_t kTwoBitTile = Tiled<Packing::two_bit>::tile;
+// What a code is worth: two_bit has 00 -> 0, 01 -> worth, 11 -> -worth and takes 10 for 0; base-3 digits are 0, 1, 2.
+TERNGRAD_SIMD Floats worth_table(Tiled<Packing::two_bit>, float worth) {
+  return multiply(all_floats(worth), four_floats(0, 1, 0, -1));
+}
+TERNGRAD_SIMD Floats worth_table(Tiled<Packing::base3>, float worth) {
+  return multiply(all_floats(worth), four_floats(0, 1, -1, 0));
+}
+
+// The lowest of the two bits of a lane at which look_up finds a row's code.
+template <class Form>
+constexpr int bit_of(int row) {
+  return Form::packing == Packing::base3 && row >= 2 ? 2 * row + 4 : 2 * row;
+}
+
+// The codes of 2 * kLanes columns.
+TERNGRAD_SIMD void load_codes(Tiled<Packing::two_bit>, const uint8_t* bytes, Ints* codes) {
+  codes[0] = load_bytes_wide(bytes);
+  codes[1] = load_bytes_wide(bytes + kLanes);
+}
+
+// In 16-bit lanes. 7282 / 2^16 is so little above 1/9 that the quotients of all bytes are right. Digits are looked up
+// in pairs, 0 to 8; the last is floor(b / 81), and the 3 of bytes above 242 is worth what the 0 that it stands for is.
+TERNGRAD_SIMD void load_codes(Tiled<Packing::base3> form, const uint8_t* from, Ints* codes) {
+  const Bytes pair_codes = sixteen_bytes(0, 1, 2, 4, 5, 6, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0);
+  const Shorts bytes = load_bytes16(from);
+  const Shorts ninths = high_products16(bytes, all_lanes16(7282));
+  const Shorts last = high_products16(ninths, all_lanes16(7282));
+  // b mod 9 in the lower byte, floor(b / 9) mod 9 in the upper.
+  const Shorts pairs = add16(add16(bytes, low_products16(ninths, all_lanes16(256 - 9))),
+                             low_products16(last, all_lanes16(0x10000 - 256 * 9)));
+  const Shorts last_code = low_products16(last, all_lanes16(1u << bit_of<decltype(form)>(4)));
+  widen16(add16(look_up_bytes(pair_codes, pairs), last_code), &codes[0], &codes[1]);
+}
+
+// Calls f(row) for the rows of a tile; the compiler knows row.value.
+template <int Row>
+struct RowNumber {
+  static constexpr int value = Row;
+};
+template <class Form, class F>
+TERNGRAD_SIMD void for_each_row(Form, const F& f) {
+  f(RowNumber<0>{});
+  f(RowNumber<1>{});
+  f(RowNumber<2>{});
+  f(RowNumber<3>{});
+  if constexpr (Form::rows == 5) f(RowNumber<4>{});
+}
 
 // From here on an output does not stay in the last-level cache anyway: writing around it saves reading it first.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
@@ -19,49 +65,37 @@ TERNGRAD_SIMD bool streams(const void* out, int64_t elements) {
          reinterpret_cast<uintptr_t>(out) % kStreamAlignment == 0;
 }
 
-template <class T>
-TERNGRAD_SIMD void decode_two_bit_tiles(const uint8_t* payload, int64_t tiles, Floats table, void* out) {
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    for (int64_t column = 0; column < kColumns; column += kLanes) {
-      const Ints codes = load_bytes_wide(payload + tile * kColumns + column);
-      const int64_t index = tile * kTwoBitTile + column;
-      store_floats<T>(out, index, look_up<0>(table, codes));
-      store_floats<T>(out, index + kColumns, look_up<1>(table, codes));
-      store_floats<T>(out, index + 2 * kColumns, look_up<2>(table, codes));
-      store_floats<T>(out, index + 3 * kColumns, look_up<3>(table, codes));
+// Calls f(index, values) for all elements of a tile, kLanes at a time. All codes are loaded first and the rows then
+// taken one by one: so an output is one stream of writes, in the order of addresses.
+template <class Form, class F>
+TERNGRAD_SIMD void for_each_value(Form form, const uint8_t* bytes, Floats table, const F& f) {
+  constexpr int64_t kVectors = kColumns / kLanes;
+  Ints codes[kVectors];
+  for (int64_t i = 0; i < kVectors; i += 2) load_codes(form, bytes + i * kLanes, codes + i);
+  for_each_row(form, [&](auto row) {
+    for (int64_t i = 0; i < kVectors; ++i) {
+      f(row.value * kColumns + i * kLanes, look_up<bit_of<Form>(row.value)>(table, codes[i]));
     }
-  }
+  });
 }
 
-template <int Row>
-TERNGRAD_SIMD void stream_two_bit_row(const uint8_t* bytes, Floats table, float* out) {
-  for (int64_t column = 0; column < kColumns; column += kLanes) {
-    stream_floats(out + Row * kColumns + column, look_up<Row>(table, load_bytes_wide(bytes + column)));
-  }
-}
-
-// The same for float32, past the caches and in the order of addresses, which costs looking at each byte four times.
-TERNGRAD_SIMD void stream_two_bit_tiles(const uint8_t* payload, int64_t tiles, Floats table, void* out) {
+template <class T, class Form>
+TERNGRAD_SIMD void decode_tiles(Form form, const uint8_t* payload, int64_t tiles, Floats table, void* out) {
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const uint8_t* bytes = payload + tile * kColumns;
-    float* to = static_cast<float*>(out) + tile * kTwoBitTile;
-    stream_two_bit_row<0>(bytes, table, to);
-    stream_two_bit_row<1>(bytes, table, to);
-    stream_two_bit_row<2>(bytes, table, to);
-    stream_two_bit_row<3>(bytes, table, to);
+    for_each_value(form, payload + tile * kColumns, table,
+                   [&](int64_t index, Floats values) { store_floats<T>(out, tile * Form::tile + index, values); });
+  }
+}
+
+// The same for float32, past the caches.
+template <class Form>
+TERNGRAD_SIMD void stream_tiles(Form form, const uint8_t* payload, int64_t tiles, Floats table, void* out) {
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    float* to = static_cast<float*>(out) + tile * Form::tile;
+    for_each_value(form, payload + tile * kColumns, table,
+                   [&](int64_t index, Floats values) { stream_floats(to + index, values); });
   }
   stores_end();
-}
-
-// Calls f(start, count, trits) for each unit of a ternary payload, unpacked.
-template <class F>
-TERNGRAD_SIMD void for_each_unit(const uint8_t* payload, Packing packing, int64_t n, const F& f) {
-  int8_t trits[kUnit];
-  for (int64_t start = 0; start < n; start += kUnit) {
-    const int64_t count = smaller(kUnit, n - start);
-    TERNGRAD_ISA::unpack(payload + payload_bytes(packing, start), count, packing, trits);
-    f(start, count, trits);
-  }
 }
 
 template <class T>
@@ -93,57 +127,66 @@ void decode_counts(const uint8_t* payload, Packing packing, int64_t n, float wor
   }
 }
 
-template <class T>
-TERNGRAD_SIMD void decode_as(const uint8_t* payload, Packing packing, int64_t n, float worth, void* out) {
-  if (packing == Packing::float32) return decode_carried<T>(payload, n, worth, out);
-  if (is_counts(packing)) return decode_counts<T>(payload, packing, n, worth, out);
-  const Floats table = worth_table(worth);
-  const int64_t tiles = packing == Packing::two_bit ? n / kTwoBitTile : 0;
-  const int64_t whole = tiles * kTwoBitTile;
+template <class T, class Form>
+TERNGRAD_SIMD void decode_as(Form form, const uint8_t* payload, int64_t n, float worth, void* out) {
+  const Floats table = worth_table(form, worth);
+  const int64_t tiles = n / Form::tile;
+  const int64_t whole = tiles * Form::tile;
   if (streams<T>(out, whole)) {
-    stream_two_bit_tiles(payload, tiles, table, out);
+    stream_tiles(form, payload, tiles, table, out);
   } else {
-    decode_two_bit_tiles<T>(payload, tiles, table, out);
+    decode_tiles<T>(form, payload, tiles, table, out);
   }
-  auto* rest = static_cast<unsigned char*>(out) + whole * static_cast<int64_t>(sizeof(T));
-  for_each_unit(payload + payload_bytes(packing, whole), packing, n - whole,
-                [&](int64_t start, int64_t count, const int8_t* trits) {
-                  decode_trits<T>(trits, count, table, rest + start * static_cast<int64_t>(sizeof(T)));
-                });
+  if (whole == n) return;
+  int8_t trits[Form::tile];
+  TERNGRAD_ISA::unpack(payload + tiles * kColumns, n - whole, Form::packing, trits);
+  // A trit's two lowest bits are its two-bit code.
+  decode_trits<T>(trits, n - whole, worth_table(Tiled<Packing::two_bit>{}, worth),
+                  static_cast<unsigned char*>(out) + whole * static_cast<int64_t>(sizeof(T)));
 }
 
-// Adds all terms to one row of a two-bit tile, some columns at a time, whose sums stay in registers. Row by row, so
-// that `out` is written in the order of its addresses.
-template <class T, int Row>
-TERNGRAD_SIMD void add_two_bit_row(const Terms& terms, int64_t tile, bool fresh, bool past_caches, void* out) {
-  constexpr int64_t kVectors = 4;
-  for (int64_t column = 0; column < kColumns; column += kVectors * kLanes) {
-    const int64_t index = tile * kTwoBitTile + Row * kColumns + column;
-    Floats sums[kVectors];
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kVectors; ++i) {
-      sums[i] = fresh ? all_floats(0.0f) : load_floats<T>(out, index + i * kLanes);
-    }
-    for (int64_t term = 0; term < terms.count; ++term) {
-      const Floats table = worth_table(terms.worth[term]);
-      const uint8_t* bytes = terms.payloads[term] + tile * kColumns + column;
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kVectors; ++i) {
-        sums[i] = add(sums[i], look_up<Row>(table, load_bytes_wide(bytes + i * kLanes)));
-      }
-    }
-#pragma GCC unroll 4
-    for (int64_t i = 0; i < kVectors; ++i) {
-      if (past_caches) {
-        stream_floats(static_cast<float*>(out) + index + i * kLanes, sums[i]);
-      } else {
-        store_floats<T>(out, index + i * kLanes, sums[i]);
-      }
+// Adds all terms to whole tiles, from what `load` reads to where `store` writes. Between the first term and the last a
+// tile's sums stay in the L1 cache.
+template <class Form, class Load, class Store>
+TERNGRAD_SIMD void add_tiles(Form form, const Terms& terms, int64_t tiles, const Load& load, const Store& store) {
+  alignas(64) float sums[Form::tile];
+  const int64_t last = terms.count - 1;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const auto add_term = [&](int64_t term, const auto& from, const auto& to) {
+      for_each_value(form, terms.payloads[term] + tile * kColumns, worth_table(form, terms.worth[term]),
+                     [&](int64_t index, Floats values) { to(index, add(from(index), values)); });
+    };
+    const auto load_out = [&](int64_t index) { return load(tile * Form::tile + index); };
+    const auto store_out = [&](int64_t index, Floats sum) { store(tile * Form::tile + index, sum); };
+    const auto load_sums = [&](int64_t index) { return load_floats<float>(sums, index); };
+    const auto store_sums = [&](int64_t index, Floats sum) { store_floats<float>(sums, index, sum); };
+    if (last == 0) {
+      add_term(0, load_out, store_out);
+    } else {
+      add_term(0, load_out, store_sums);
+      for (int64_t term = 1; term < last; ++term) add_term(term, load_sums, store_sums);
+      add_term(last, load_sums, store_out);
     }
   }
 }
 
-// Everything but whole two-bit tiles: a unit's sums in float32, term after term.
+template <class T, class Form>
+TERNGRAD_SIMD void add_whole_tiles(Form form, const Terms& terms, int64_t tiles, bool fresh, void* out) {
+  const auto zero = [](int64_t) { return all_floats(0.0f); };
+  const auto store = [&](int64_t index, Floats sum) { store_floats<T>(out, index, sum); };
+  const auto stream = [&](int64_t index, Floats sum) { stream_floats(static_cast<float*>(out) + index, sum); };
+  if (!fresh) {  // what is added to has been read, so it is in the caches
+    add_tiles(form, terms, tiles, [&](int64_t index) { return load_floats<T>(out, index); }, store);
+  } else if (streams<T>(out, tiles * Form::tile)) {
+    add_tiles(form, terms, tiles, zero, stream);
+    stores_end();
+  } else {
+    add_tiles(form, terms, tiles, zero, store);
+  }
+}
+
+// Adds all terms to the elements [from, n), which are not whole tiles of trits: a unit's sums in float32, term after
+// term.
 template <class T>
 TERNGRAD_SIMD void add_units(const Terms& terms, Packing packing, int64_t from, int64_t n, bool fresh, void* out) {
   float sums[kUnit];
@@ -168,23 +211,23 @@ TERNGRAD_SIMD void add_units(const Terms& terms, Packing packing, int64_t from, 
 }  // namespace
 
 void decode(const uint8_t* payload, Packing packing, int64_t n, float worth, DType dtype, void* out) {
-  with_dtype(dtype, [&](auto stored) { decode_as<typename decltype(stored)::type>(payload, packing, n, worth, out); });
+  with_dtype(dtype, [&](auto stored) {
+    using T = typename decltype(stored)::type;
+    if (packing == Packing::float32) return decode_carried<T>(payload, n, worth, out);
+    if (is_counts(packing)) return decode_counts<T>(payload, packing, n, worth, out);
+    with_ternary(packing, [&](auto form) { decode_as<T>(form, payload, n, worth, out); });
+  });
 }
 
 void decode_sum(const Terms& terms, Packing packing, int64_t n, bool fresh, DType dtype, void* out) {
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
-    const int64_t tiles = packing == Packing::two_bit ? n / kTwoBitTile : 0;
-    // What is added to has been read, so it is in the caches.
-    const bool past_caches = fresh && streams<T>(out, tiles * kTwoBitTile);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      add_two_bit_row<T, 0>(terms, tile, fresh, past_caches, out);
-      add_two_bit_row<T, 1>(terms, tile, fresh, past_caches, out);
-      add_two_bit_row<T, 2>(terms, tile, fresh, past_caches, out);
-      add_two_bit_row<T, 3>(terms, tile, fresh, past_caches, out);
-    }
-    if (past_caches) stores_end();
-    add_units<T>(terms, packing, tiles * kTwoBitTile, n, fresh, out);
+    if (!is_ternary(packing)) return add_units<T>(terms, packing, 0, n, fresh, out);
+    with_ternary(packing, [&](auto form) {
+      const int64_t tiles = n / decltype(form)::tile;
+      add_whole_tiles<T>(form, terms, tiles, fresh, out);
+      add_units<T>(terms, packing, tiles * decltype(form)::tile, n, fresh, out);
+    });
   });
 }
 

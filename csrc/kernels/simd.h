@@ -33,7 +33,14 @@
 //   in_order                    the bytes of a step by their columns
 //   trits_in<Row>               the trits of row `Row` of two-bit bytes, one a byte; 10 is 0
 //   nibbles                     the lower halves of bytes: those of the first vector below those of the second
-//   worth_table, look_up<Row>   worth * t for the two-bit code t in bits 2 * Row and 2 * Row + 1 of each lane; 10 is 0
+//   four_floats, look_up<Bit>   a table, and what it has for bits Bit and Bit + 1 of each lane
+//
+// Shorts: 2 * kLanes unsigned 16-bit lanes
+//   load_bytes16, all_lanes16   bytes, one a lane; one value everywhere
+//   add16                       modulo 2^16
+//   low_products16, high_products16   the halves of products
+//   sixteen_bytes, look_up_bytes      a table, and what it has for each byte of the lanes, all below 16
+//   widen16                     the first kLanes and the second as 32-bit lanes
 //
 // Random bits: a register holds a word of each of kBlocks consecutive Philox blocks, in an order that is its own, and
 // kRegisters of them serve a step

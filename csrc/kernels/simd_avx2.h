@@ -14,6 +14,7 @@ constexpr int64_t kLanes = 8;
 
 using Floats = __m256;
 using Ints = __m256i;
+using Shorts = __m256i;
 using Bytes = __m256i;
 using Signs = __m256i;
 
@@ -84,6 +85,10 @@ TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
 }
 
+TERNGRAD_SIMD Shorts load_bytes16(const void* from) {
+  return _mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+}
+
 // ---- arithmetic
 
 TERNGRAD_SIMD Floats all_floats(float x) { return _mm256_set1_ps(x); }
@@ -100,6 +105,21 @@ TERNGRAD_SIMD Floats magnitude(Floats x) {
 TERNGRAD_SIMD Ints larger(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 TERNGRAD_SIMD Bytes merge(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 TERNGRAD_SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
+
+TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return _mm256_set1_epi16(static_cast<short>(x)); }
+TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return _mm256_mullo_epi16(a, b); }
+TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return _mm256_add_epi16(a, b); }
+TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) { return _mm256_mulhi_epu16(a, b); }
+TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
+  *first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(x));
+  *second = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1));
+}
+
+template <class... Values>
+TERNGRAD_SIMD Bytes sixteen_bytes(Values... values) {
+  return _mm256_broadcastsi128_si256(_mm_setr_epi8(static_cast<char>(values)...));
+}
+TERNGRAD_SIMD Shorts look_up_bytes(Bytes table, Shorts indices) { return _mm256_shuffle_epi8(table, indices); }
 
 // The instruction gives b where either is NaN.
 TERNGRAD_SIMD Floats smaller_or_second(Floats a, Floats b) { return _mm256_min_ps(a, b); }
@@ -155,14 +175,11 @@ TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
   return _mm256_or_si256(_mm256_and_si256(low, mask), _mm256_andnot_si256(mask, _mm256_slli_epi16(high, 4)));
 }
 
-TERNGRAD_SIMD Floats worth_table(float worth) {
-  return _mm256_mul_ps(_mm256_set1_ps(worth), _mm256_setr_ps(0, 1, 0, -1, 0, 1, 0, -1));
-}
+TERNGRAD_SIMD Floats four_floats(float a, float b, float c, float d) { return _mm256_setr_ps(a, b, c, d, a, b, c, d); }
 
-// The permutation reads the two lowest bits of a lane.
-template <int Row>
+template <int Bit>
 TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
-  return _mm256_permutevar_ps(table, _mm256_srli_epi32(codes, 2 * Row));
+  return _mm256_permutevar_ps(table, _mm256_srli_epi32(codes, Bit));
 }
 
 // ---- random bits: 64-bit lanes, a word in the lower half of each, anything in the upper: what is there never matters

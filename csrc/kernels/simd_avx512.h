@@ -14,6 +14,7 @@ constexpr int64_t kLanes = 16;
 
 using Floats = __m512;
 using Ints = __m512i;
+using Shorts = __m512i;
 using Bytes = __m512i;
 using Signs = __m512i;
 
@@ -78,6 +79,10 @@ TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 }
 
+TERNGRAD_SIMD Shorts load_bytes16(const void* from) {
+  return _mm512_cvtepu8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+}
+
 // ---- arithmetic
 
 TERNGRAD_SIMD Floats all_floats(float x) { return _mm512_set1_ps(x); }
@@ -94,6 +99,21 @@ TERNGRAD_SIMD Floats magnitude(Floats x) {
 TERNGRAD_SIMD Ints larger(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 TERNGRAD_SIMD Bytes merge(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
 TERNGRAD_SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm512_add_epi8(a, b); }
+
+template <class... Values>
+TERNGRAD_SIMD Bytes sixteen_bytes(Values... values) {
+  return _mm512_broadcast_i32x4(_mm_setr_epi8(static_cast<char>(values)...));
+}
+TERNGRAD_SIMD Shorts look_up_bytes(Bytes table, Shorts indices) { return _mm512_shuffle_epi8(table, indices); }
+
+TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return _mm512_set1_epi16(static_cast<short>(x)); }
+TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return _mm512_mullo_epi16(a, b); }
+TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return _mm512_add_epi16(a, b); }
+TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) { return _mm512_mulhi_epu16(a, b); }
+TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
+  *first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+  *second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1));
+}
 
 TERNGRAD_SIMD Floats smaller_or_second(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 
@@ -142,13 +162,11 @@ TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
   return _mm512_or_si512(_mm512_and_si512(low, mask), _mm512_andnot_si512(mask, _mm512_slli_epi16(high, 4)));
 }
 
-TERNGRAD_SIMD Floats worth_table(float worth) {
-  return _mm512_mul_ps(_mm512_set1_ps(worth), _mm512_setr_ps(0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1));
-}
+TERNGRAD_SIMD Floats four_floats(float a, float b, float c, float d) { return _mm512_setr4_ps(a, b, c, d); }
 
-template <int Row>
+template <int Bit>
 TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
-  return _mm512_permutevar_ps(table, _mm512_srli_epi32(codes, 2 * Row));
+  return _mm512_permutevar_ps(table, _mm512_srli_epi32(codes, Bit));
 }
 
 // ---- random bits

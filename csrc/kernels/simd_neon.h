@@ -14,6 +14,7 @@ constexpr int64_t kLanes = 4;
 
 using Floats = float32x4_t;
 using Ints = uint32x4_t;
+using Shorts = uint16x8_t;
 using Bytes = uint8x16_t;
 using Signs = uint8x16_t;
 
@@ -75,6 +76,10 @@ TERNGRAD_SIMD Ints load_bytes_wide(const void* from) {
   return vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
 }
 
+TERNGRAD_SIMD Shorts load_bytes16(const void* from) {
+  return vmovl_u8(vld1_u8(static_cast<const unsigned char*>(from)));
+}
+
 // ---- arithmetic
 
 TERNGRAD_SIMD Floats all_floats(float x) { return vdupq_n_f32(x); }
@@ -134,15 +139,35 @@ TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
 
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) { return vsliq_n_u8(low, high, 4); }
 
-TERNGRAD_SIMD Floats worth_table(float worth) {
-  const float codes[4] = {0.0f, 1.0f, 0.0f, -1.0f};
-  return vmulq_n_f32(vld1q_f32(codes), worth);
+TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return vdupq_n_u16(static_cast<uint16_t>(x)); }
+TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return vmulq_u16(a, b); }
+TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) {
+  const uint32x4_t low = vmull_u16(vget_low_u16(a), vget_low_u16(b));
+  return vshrn_high_n_u32(vshrn_n_u32(low, 16), vmull_high_u16(a, b), 16);
+}
+TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return vaddq_u16(a, b); }
+TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
+  *first = vmovl_u16(vget_low_u16(x));
+  *second = vmovl_high_u16(x);
+}
+template <class... Values>
+TERNGRAD_SIMD Bytes sixteen_bytes(Values... values) {
+  const uint8_t bytes[16] = {static_cast<uint8_t>(values)...};
+  return vld1q_u8(bytes);
+}
+TERNGRAD_SIMD Shorts look_up_bytes(Bytes table, Shorts indices) {
+  return vreinterpretq_u16_u8(vqtbl1q_u8(table, vreinterpretq_u8_u16(indices)));
+}
+
+TERNGRAD_SIMD Floats four_floats(float a, float b, float c, float d) {
+  const float floats[4] = {a, b, c, d};
+  return vld1q_f32(floats);
 }
 
 // Lane `code` of the table is its bytes 4 * code to 4 * code + 3.
-template <int Row>
+template <int Bit>
 TERNGRAD_SIMD Floats look_up(Floats table, Ints codes) {
-  const Ints code = vandq_u32(vshlq_u32(codes, vdupq_n_s32(-2 * Row)), vdupq_n_u32(3));
+  const Ints code = vandq_u32(vshlq_u32(codes, vdupq_n_s32(-Bit)), vdupq_n_u32(3));
   const Ints places = vmlaq_u32(vdupq_n_u32(0x03020100u), code, vdupq_n_u32(0x04040404u));
   return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(table), vreinterpretq_u8_u32(places)));
 }

@@ -3,12 +3,15 @@
 //
 // All rows of one size are measured in turn, round after round, and the median of the rounds is taken: what disturbs
 // the machine disturbs every row.
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../csrc/runtime/dispatch.h"
@@ -31,10 +34,35 @@ struct Row {
   int repeats = 1;
 };
 
+cpu_set_t usable;
+
+// Keeps the calling thread on the `which`-th usable processor, so that all rows have the same caches.
+void pin(int which) {
+  for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+    if (!CPU_ISSET(processor, &usable) || which-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(processor, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    return;
+  }
+}
+
 double time_of(const std::function<void()>& work, int repeats) {
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < repeats; ++i) work();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats;
+}
+
+// The halves of n elements, on two threads, each on a processor of its own.
+template <class F>
+void on_two_threads(int64_t n, const F& work) {
+  std::thread other([&] {
+    pin(1);
+    work(n / 2, n - n / 2);
+  });
+  work(0, n / 2);
+  other.join();
 }
 
 double median(std::vector<double> values) {
@@ -77,6 +105,12 @@ void measure(int64_t n, const char* place, const std::string& only, bool* first)
   std::vector<Row> rows;
   rows.push_back({"read", "", [&] { terngrad::bench::read(x.data(), n); }, {}});
   rows.push_back({"memset", "", [&] { memset(out.data(), 0, out.size() * sizeof(float)); }, {}});
+  const auto clear = [&](int64_t from, int64_t count) {
+    memset(out.data() + from, 0, static_cast<size_t>(count) * sizeof(float));
+  };
+  const auto read = [&](int64_t from, int64_t count) { terngrad::bench::read(x.data() + from, count); };
+  if (n > 1 << 20) rows.push_back({"read, 2 threads", "", [&, read] { on_two_threads(n, read); }, {}});
+  if (n > 1 << 20) rows.push_back({"memset, 2 threads", "", [&, clear] { on_two_threads(n, clear); }, {}});
   const std::string in_use = terngrad::selected_isa();
   for (const std::string& isa : terngrad::runnable_isas()) {
     terngrad::select_isa(isa);
@@ -128,6 +162,8 @@ int main(int count, char** arguments) {
   const terngrad::FloatEnvironment environment;
   terngrad::select_isa_from_environment();
   const std::string only = count > 1 ? arguments[1] : "";
+  sched_getaffinity(0, sizeof usable, &usable);
+  pin(0);
   bool first = true;
   std::printf("[");
   measure(1 << 16, "L2", only, &first);

@@ -33,7 +33,8 @@ struct Addends {
   int64_t count;
 };
 
-// Adds stripes [first, last) of the n elements at x to their bins, in order. `center`: sums of x - x[0].
+// Adds stripes [first, last) of the n elements at x to their bins, in order. `center`: sums of x - x[0],
+// whose magnitude then may count for the top whatever the stripes.
 using ScalesKernel = void(const void* x, DType dtype, int64_t n, int64_t first, int64_t last, bool center,
                           StripeSums* sums);
 

@@ -199,6 +199,16 @@ void carries(int64_t n, Kind kind, DType dtype, Random& random, const F& f) {
          }});
 }
 
+uint32_t first_magnitude(const unsigned char* x, DType dtype) {
+  switch (dtype) {
+    case DType::float32: return magnitude_bits(load_float<float>(x, 0));
+    case DType::float16: return magnitude_bits(load_float<Half>(x, 0));
+    case DType::bfloat16: return magnitude_bits(load_float<BFloat16>(x, 0));
+    case DType::float64: return magnitude_bits(load_float<double>(x, 0));
+  }
+  return 0;
+}
+
 template <class F>
 void measures(int64_t n, Kind kind, DType dtype, bool center, Random& random, const F& f) {
   const int64_t stripes = (n + kStripe - 1) / kStripe;
@@ -211,6 +221,7 @@ void measures(int64_t n, Kind kind, DType dtype, bool center, Random& random, co
          [=](const Kernels& kernel, const unsigned char* in, unsigned char* out) {
            StripeSums sums{};
            kernel.scales(in, dtype, n, first, last, center, &sums);
+           if (center && n > 0) sums.top = std::max(sums.top, first_magnitude(in, dtype));
            if (sums.top > kInfinity32) sums.top = kNaN32;  // some NaN: which one does not matter
            memcpy(out, &sums, sizeof sums);
          }});
@@ -263,6 +274,29 @@ void sums(int64_t n, DType dtype, Packing packing, int64_t count, bool fresh, Ra
          }});
 }
 
+// Of two-bit payloads alone, or of any.
+template <class F>
+void adds(int64_t n, Packing packing, int64_t count, Random& random, const F& f) {
+  for (const bool mixed : {false, true}) {
+    Bytes payloads;
+    std::vector<Packing> packings;
+    std::vector<int64_t> starts;
+    for (int64_t i = 0; i < count; ++i) {
+      packings.push_back(!mixed ? Packing::two_bit : i % 2 ? kTernary[random.below(2)] : kCounts[random.below(3)]);
+      starts.push_back(static_cast<int64_t>(payloads.size()));
+      const Bytes payload = random_bytes(payload_bytes(packings.back(), n), random);
+      payloads.insert(payloads.end(), payload.begin(), payload.end());
+    }
+    f(Work{named("sum_trits", n, std::string(name_of(packing)) + (mixed ? ", mixed" : "")), payloads,
+           Bytes(static_cast<size_t>(payload_bytes(packing, n))), Same::bits,
+           [=](const Kernels& kernel, const unsigned char* in, unsigned char* out) {
+             std::vector<const uint8_t*> addends;
+             for (const int64_t start : starts) addends.push_back(in + start);
+             kernel.sum_trits(Addends{addends.data(), packings.data(), count}, n, packing, out);
+           }});
+  }
+}
+
 template <class F>
 void packs(int64_t n, Packing packing, Random& random, const F& f) {
   const int64_t bytes = payload_bytes(packing, n);
@@ -290,7 +324,8 @@ void some_works(int64_t n, Random& random, const F& f) {
       sums(n, dtype, packing, 2, n % 2 == 0, random, f);
     }
   }
-  for (const Packing packing : kTernary) packs(n, packing, random, f);
+  for (const Packing packing : kTiled) packs(n, packing, random, f);
+  for (const Packing packing : kCounts) adds(n, packing, 3, random, f);
 }
 
 // The same with all values.
@@ -310,7 +345,10 @@ void all_works(int64_t n, Random& random, const F& f) {
       }
     }
   }
-  for (const Packing packing : kTernary) packs(n, packing, random, f);
+  for (const Packing packing : kTiled) packs(n, packing, random, f);
+  for (const Packing packing : kCounts) {
+    for (const int64_t count : {1, 2, 9}) adds(n, packing, count, random, f);
+  }
 }
 
 // Around every register, row, tile, unit and stripe.

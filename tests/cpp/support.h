@@ -113,13 +113,16 @@ inline const char* name_of(DType dtype) {
   return names[static_cast<int>(dtype)];
 }
 inline const char* name_of(Packing packing) {
-  const char* names[] = {"two_bit", "base3", "float32"};
+  const char* names[] = {"two_bit", "base3", "float32", "counts4", "counts8", "counts16"};
   return names[static_cast<int>(packing)];
 }
 
 constexpr DType kDTypes[] = {DType::float32, DType::float16, DType::bfloat16, DType::float64};
-constexpr Packing kPackings[] = {Packing::two_bit, Packing::base3, Packing::float32};
 constexpr Packing kTernary[] = {Packing::two_bit, Packing::base3};
+constexpr Packing kTiled[] = {Packing::two_bit, Packing::base3, Packing::counts4, Packing::counts8};
+constexpr Packing kCounts[] = {Packing::counts4, Packing::counts8, Packing::counts16};
+constexpr Packing kPackings[] = {Packing::two_bit, Packing::base3,   Packing::float32,
+                                 Packing::counts4, Packing::counts8, Packing::counts16};
 
 }  // namespace tests
 }  // namespace terngrad

@@ -16,6 +16,9 @@ class Adapter(Protocol):
     """One framework's arrays."""
 
     name: str
+    #: The operations, as functions of `_core`: `_core` itself, or what takes their place where arrays have no memory
+    #: yet, because the framework only records what is to be done with them (`jax.jit`, `torch.compile`).
+    core: Any
 
     def accepts(self, x: Any) -> bool:
         """Whether `x` is an array of this framework."""
@@ -30,7 +33,7 @@ class Adapter(Protocol):
         """Return `x`, or a dense row-major copy, as `_core` can read it."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return something that `_core` can write, on the device of `like` (None: the host)."""
+        """Return something that `core` can write, on the device of `like` (None: the host)."""
 
     def result(self, written: Any) -> Any:
         """Turn what `empty` gave into the framework's array."""

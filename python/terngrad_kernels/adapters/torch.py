@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from .. import _core
 from ..packed import Counts, Packed
 
 _DTYPES = {
@@ -33,6 +34,7 @@ class TorchAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "torch"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from producer import Producer
 
 import reference as ref
 import terngrad_kernels as tk
+from terngrad_kernels.adapters import dlpack
 
 Array = Any
 
@@ -164,6 +169,9 @@ class Framework:
     """NumPy, and what the others have in common with it."""
 
     name = "numpy"
+    title = "NumPy, with ml_dtypes"
+    immutable = False
+    words = (np.int64, np.uint32)  # types of arrays that a seed may be
 
     def make(self, x: Array) -> Array:
         """Return a copy of a NumPy array as one of this framework."""
@@ -177,12 +185,22 @@ class Framework:
         return ref.DTYPES[name] if name in ref.DTYPES else np.dtype(name)
 
     def owns(self, x: Array) -> bool:
-        """Whether `x` is an array of this framework."""
-        return isinstance(x, np.ndarray)
+        """Whether `x` is what results come in."""
+        return type(x) is np.ndarray
+
+    def transposed(self, x: Array) -> Array:
+        return x.T
+
+    def reshaped(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return x.reshape(shape)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return np.broadcast_to(x, shape)
 
 
 class Torch(Framework):
     name = "torch"
+    title = "PyTorch"
 
     def __init__(self) -> None:
         self.torch = pytest.importorskip("torch")
@@ -205,9 +223,14 @@ class Torch(Framework):
     def owns(self, x: Array) -> bool:
         return isinstance(x, self.torch.Tensor)
 
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return x.expand(shape)
+
 
 class Jax(Framework):
     name = "jax"
+    title = "JAX, eager"
+    immutable = True
 
     def __init__(self) -> None:
         self.jax = pytest.importorskip("jax")
@@ -229,5 +252,96 @@ class Jax(Framework):
     def owns(self, x: Array) -> bool:
         return isinstance(x, self.jax.Array)
 
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.jax.numpy.broadcast_to(x, shape)
 
-FRAMEWORKS: dict[str, type[Framework]] = {"numpy": Framework, "torch": Torch, "jax": Jax}
+
+def _import(name: str) -> Any:
+    """Import what warns of many things that are not ours, or skip the test."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name)
+
+
+class TensorFlow(Framework):
+    name = "tensorflow"
+    title = "TensorFlow, eager"
+    immutable = True
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("paddle"):
+            _import("paddle")  # which ends the process when it comes after TensorFlow (versions 3.3 and 2.21)
+        self.tf = _import("tensorflow")
+
+    def make(self, x: Array) -> Array:
+        return self.tf.constant(np.array(x))
+
+    def to_numpy(self, x: Array) -> Array:
+        return x.numpy()
+
+    def dtype(self, name: str) -> Any:
+        return self.tf.as_dtype(name)
+
+    def owns(self, x: Array) -> bool:
+        return isinstance(x, self.tf.Tensor)
+
+    def transposed(self, x: Array) -> Array:
+        return self.tf.transpose(x)
+
+    def reshaped(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.tf.reshape(x, shape)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.tf.broadcast_to(x, shape)
+
+
+class Paddle(Framework):
+    name = "paddle"
+    title = "Paddle, dynamic"
+    words = (np.int64,)
+
+    def __init__(self) -> None:
+        self.paddle = _import("paddle")
+
+    def make(self, x: Array) -> Array:
+        x = np.array(x, order="C")
+        if x.dtype == ref.DTYPES["bfloat16"]:
+            return self.paddle.to_tensor(x.view(np.int16)).view("bfloat16")
+        return self.paddle.to_tensor(x)
+
+    def to_numpy(self, x: Array) -> Array:
+        return x.numpy().view(ref.DTYPES["bfloat16"]) if x.dtype == self.paddle.bfloat16 else x.numpy()
+
+    def dtype(self, name: str) -> Any:
+        return getattr(self.paddle, name)
+
+    def owns(self, x: Array) -> bool:
+        return isinstance(x, self.paddle.Tensor)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return x.expand(shape)
+
+
+class DLPack(Framework):
+    """Anything else: results come in an array of our own."""
+
+    name = "dlpack"
+    title = "anything else with `__dlpack__`"
+
+    def make(self, x: Array) -> Array:
+        return Producer(np.array(x, order="C"))
+
+    def to_numpy(self, x: Array) -> Array:
+        return x.array if isinstance(x, Producer) else np.asarray(x)
+
+    def owns(self, x: Array) -> bool:
+        return type(x) is dlpack.Array
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return Producer(np.broadcast_to(x.array, shape))
+
+
+FRAMEWORKS: dict[str, type[Framework]] = {
+    kind.name: kind for kind in (Framework, Torch, Jax, Paddle, TensorFlow, DLPack)
+}

@@ -90,10 +90,10 @@ def test_what_is_no_array(name: str, value: Any) -> None:
     operation = CALLS[name].func  # type: ignore[attr-defined]
     argument = {"pack": "trits", "unpack": "payload"}.get(name, "x")
     more = {"shape": 3} if name == "unpack" else {}
-    text = f"^{argument}: expected an array of NumPy, PyTorch or JAX, got "
+    text = f"^{argument}: expected an array that speaks DLPack, got "
     assert_refused(operation, TypeError, text, value, **more)
     if argument == "x":
-        text = r"^x\[1\]: expected an array of NumPy, PyTorch or JAX, got "
+        text = r"^x\[1\]: expected an array that speaks DLPack, got "
         assert_refused(operation, TypeError, text, [X, value])
 
 
@@ -126,7 +126,7 @@ def test_lists_of_mixed_dtypes(name: str) -> None:
     text = r"^x\[1\]: expected float32 as x\[0\] is, got float64"
     assert_refused(operation, TypeError, text, [X, X.astype(np.float64)])
     nested = [X, [X]]
-    assert_refused(operation, TypeError, r"^x\[1\]: expected an array of NumPy, PyTorch or JAX, got .*list", nested)
+    assert_refused(operation, TypeError, r"^x\[1\]: expected an array that speaks DLPack, got .*list", nested)
 
 
 @pytest.mark.parametrize("name", OF_LAYERS)
@@ -383,8 +383,8 @@ ONE = np.ones(1, np.float32)
         ([ONE, ONE], TypeError, r"scales: expected a Scales \(scale, limit\), got list"),
         ((ONE,), TypeError, r"scales: expected a Scales \(scale, limit\), got tuple"),
         (ONE, TypeError, r"scales: expected a Scales \(scale, limit\), got ndarray"),
-        (tk.Scales(1.0, ONE), TypeError, r"scales.scale: expected an array of NumPy, PyTorch or JAX, got .*float"),
-        (tk.Scales(ONE, None), TypeError, r"scales.limit: expected an array of NumPy, PyTorch or JAX, got .*NoneType"),
+        (tk.Scales(1.0, ONE), TypeError, r"scales.scale: expected an array that speaks DLPack, got .*float"),
+        (tk.Scales(ONE, None), TypeError, r"scales.limit: expected an array that speaks DLPack, got .*NoneType"),
         (tk.Scales(ONE.astype(float), ONE), TypeError, "scales.scale: expected float32, got float64"),
         (tk.Scales(ONE, ONE.astype(np.float16)), TypeError, "scales.limit: expected float32, got float16"),
         (tk.Scales(ONE, ONE.astype(np.int32)), TypeError, "scales.limit: .*int32"),
@@ -447,7 +447,11 @@ def test_what_is_no_message(operation: Call, value: Any) -> None:
             "messages: expected at least one message, got none",
         ),
         (tk.Packed(PACKED.layout, np.array(5, np.uint8)), ValueError, r"messages.data: expected shape \(W, 32\)"),
-        (tk.Packed(PACKED.layout, b"text"), TypeError, "messages.data: expected an array of .*, got builtins.bytes"),
+        (
+            tk.Packed(PACKED.layout, b"text"),
+            TypeError,
+            "messages.data: expected an array that speaks DLPack, got builtins.bytes",
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -465,8 +469,8 @@ def test_messages(value: Any, error: type[Exception], text: str) -> None:
         (np.zeros(32, np.int8), TypeError, "packed.data: expected uint8, got int8"),
         (np.zeros(8, np.float32), TypeError, "packed.data: expected uint8, got float32"),
         (np.zeros(8, np.int32), TypeError, "packed.data: .*int32"),
-        (b"0" * 32, TypeError, "packed.data: expected an array of NumPy, PyTorch or JAX, got builtins.bytes"),
-        (None, TypeError, "packed.data: expected an array of NumPy, PyTorch or JAX, got builtins.NoneType"),
+        (b"0" * 32, TypeError, "packed.data: expected an array that speaks DLPack, got builtins.bytes"),
+        (None, TypeError, "packed.data: expected an array that speaks DLPack, got builtins.NoneType"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -529,9 +533,9 @@ def bad_outputs(dtype: Any, size: int) -> Iterator[tuple[Any, type[Exception], s
     yield np.zeros(size, wrong), TypeError, f"(expected .*, got {wrong.name})"
     yield np.zeros(size, np.int32), TypeError, "int32"
     yield np.zeros(size, np.complex64), TypeError, "complex64"
-    yield "text", TypeError, "expected an array of NumPy, PyTorch or JAX, got builtins.str"
-    yield 5, TypeError, "expected an array of NumPy, PyTorch or JAX, got builtins.int"
-    yield np.ma.zeros(size, dtype), TypeError, "expected an array of NumPy, PyTorch or JAX, got .*MaskedArray"
+    yield "text", TypeError, "expected an array that speaks DLPack, got builtins.str"
+    yield 5, TypeError, "expected an array that speaks DLPack, got builtins.int"
+    yield np.ma.zeros(size, dtype), TypeError, "expected an array that speaks DLPack, got .*MaskedArray"
     if name != "float32":
         return
     yield np.zeros(size, ">f4"), TypeError, ">f4"
@@ -579,7 +583,7 @@ def test_outputs(name: str) -> None:
     [
         (lambda: tk.clip(BUCKET, out=X), TypeError, "out: expected a list of 2 arrays, got ndarray"),
         (lambda: tk.clip(BUCKET, out=[X.copy()]), ValueError, "out: expected 2 arrays, got 1"),
-        (lambda: tk.clip(X, out=[X.copy()]), TypeError, "out: expected an array of NumPy, PyTorch or JAX, got .*list"),
+        (lambda: tk.clip(X, out=[X.copy()]), TypeError, "out: expected an array that speaks DLPack, got .*list"),
         (lambda: tk.ternarize(X, out=X), TypeError, r"out: expected a tuple \(trits, scale\), got ndarray"),
         (lambda: tk.ternarize(X, out=(X,)), TypeError, r"out: expected a tuple \(trits, scale\), got tuple"),
         (lambda: tk.scales(X, out=SCALE), TypeError, r"out: expected a Scales \(scale, limit\), got ndarray"),

@@ -1,4 +1,4 @@
-"""NumPy, PyTorch and JAX: the same bytes for the same values, results in the caller's framework, dtype and shape."""
+"""Every framework: the same bytes for the same values, results in the caller's framework, dtype and shape."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ from arrays import (
     TERNARY,
     Array,
     Framework,
-    Jax,
-    Torch,
+    Paddle,
+    TensorFlow,
     assert_all_same,
     assert_same,
     assert_same_but_nan,
@@ -25,11 +27,14 @@ from arrays import (
     flat,
     layer,
 )
+from producer import Producer
 
 import reference as ref
 import terngrad_kernels as tk
+from terngrad_kernels import _core
+from terngrad_kernels.adapters import adapter_of, stream_of
 
-# ---- one matrix: framework x dtype x arrangement x form
+# ---- one matrix: rule x framework x dtype x arrangement, over shapes with 0 and without dimensions
 
 ARRANGEMENTS = ("contiguous", "transposed", "sliced", "offset", "broadcast", "reshaped")
 
@@ -37,24 +42,16 @@ ARRANGEMENTS = ("contiguous", "transposed", "sliced", "offset", "broadcast", "re
 def arranged(arrangement: str, framework: Framework, x: Array) -> tuple[Any, Array]:
     """Return an array of the framework laid out in that way (where its shape allows), and NumPy's of its values."""
     if arrangement == "reshaped":
-        return framework.make(x.reshape(-1)).reshape(x.shape), x
+        return framework.reshaped(framework.make(x.reshape(-1)), x.shape), x
     if arrangement == "transposed" and x.ndim == 2:
-        return framework.make(x.T).T, x
+        return framework.transposed(framework.make(x.T)), x
     if arrangement == "sliced" and x.ndim:
         return framework.make(np.repeat(x, 2, axis=0))[::2], x
     if arrangement == "offset" and x.ndim:
         return framework.make(np.concatenate([x[:1], x]))[min(1, len(x)) :], x
     if arrangement == "broadcast" and x.ndim and len(x):
-        return broadcast(framework, x[:1], x.shape), np.broadcast_to(x[:1], x.shape).copy()
+        return framework.broadcast(framework.make(x[:1]), x.shape), np.broadcast_to(x[:1], x.shape).copy()
     return framework.make(x), x
-
-
-def broadcast(framework: Framework, x: Array, shape: tuple[int, ...]) -> Any:
-    if isinstance(framework, Torch):
-        return framework.make(x).expand(shape)
-    if isinstance(framework, Jax):
-        return framework.jax.numpy.broadcast_to(framework.make(x), shape)
-    return np.broadcast_to(x, shape)
 
 
 SHAPES = ((7, 100), (640,), (), (3, 0), (1,), (2, 3, 5, 7))
@@ -67,22 +64,17 @@ def assert_of(framework: Framework, x: Any, dtype: str, shape: tuple[int, ...]) 
     assert tuple(x.shape) == shape
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_one_array(framework: Framework, dtype: str, arrangement: str) -> None:
-    for shape in SHAPES:
-        x, values = arranged(arrangement, framework, layer("normal", int(np.prod(shape)), dtype).reshape(shape))
-        assert tuple(x.shape) == shape
-        for packing in PACKINGS:
-            packed = tk.encode(x, packing=packing, seed=7)
-            want = tk.encode(values, packing=packing, seed=7)
-            assert packed.layout == want.layout
-            assert_of(framework, packed.data, "uint8", want.data.shape)
-            assert_same(framework.to_numpy(packed.data), want.data)
-            decoded = tk.decode(packed)
-            assert_of(framework, decoded, dtype, shape)
-            assert_same(framework.to_numpy(decoded), tk.decode(want))
-        assert_like_numpy(framework, x, values, dtype)
+def assert_messages(framework: Framework, x: Any, values: Array, dtype: str) -> None:
+    """The payloads are NumPy's, and so is what is decoded from them."""
+    for packing in PACKINGS:
+        packed = tk.encode(x, packing=packing, seed=7)
+        want = tk.encode(values, packing=packing, seed=7)
+        assert packed.layout == want.layout
+        assert_of(framework, packed.data, "uint8", want.data.shape)
+        assert_same(framework.to_numpy(packed.data), want.data)
+        decoded = tk.decode(packed)
+        assert_of(framework, decoded, dtype, values.shape)
+        assert_same(framework.to_numpy(decoded), tk.decode(want))
 
 
 def assert_like_numpy(framework: Framework, x: Any, values: Any, dtype: str) -> None:
@@ -102,6 +94,106 @@ def assert_like_numpy(framework: Framework, x: Any, values: Any, dtype: str) -> 
         for got, want, shape in zip(*((results, wanted) if several else ([results], [wanted])), shapes, strict=True):
             assert_of(framework, got, name, shape)
             assert_same(framework.to_numpy(got), want)
+
+
+def assert_outputs(framework: Framework, x: Any, values: Array, dtype: str) -> None:
+    """What is passed as `out` is written and comes back; an immutable one is refused."""
+    want, want_clipped = tk.encode(values, seed=7), tk.clip(values)
+    packed = tk.encode(x, seed=7)
+    message, clipped = framework.make(np.zeros_like(want.data)), framework.make(np.zeros_like(values))
+    decoded = framework.make(np.ones_like(values))
+    if framework.immutable:
+        for call, out in ((tk.encode, message), (tk.clip, clipped)):
+            with pytest.raises(TypeError, match=r"^out: .* immutable; leave out out$"):
+                call(x, out=out)
+        with pytest.raises(TypeError, match=r"^out: .* immutable; leave out out$"):
+            tk.decode(packed, out=decoded)
+        return
+    assert tk.encode(x, seed=7, out=message).data is message
+    assert_same(framework.to_numpy(message), want.data)
+    assert tk.clip(x, out=clipped) is clipped
+    assert_same(framework.to_numpy(clipped), want_clipped)
+    assert tk.decode(packed, out=decoded, accumulate=True, weight=0.5) is decoded
+    assert_same(framework.to_numpy(decoded), tk.decode(want, out=np.ones_like(values), accumulate=True, weight=0.5))
+    (trits, scale), (want_trits, want_scale) = tk.ternarize(x, seed=7), tk.ternarize(values, seed=7)
+    outs = framework.make(np.zeros_like(want_trits)), framework.make(np.zeros_like(want_scale))
+    assert all(got is out for got, out in zip(tk.ternarize(x, seed=7, out=outs), outs, strict=True))
+    for out, got in zip(outs, (trits, scale), strict=True):
+        assert_same(framework.to_numpy(out), framework.to_numpy(got))
+
+
+def assert_errors(framework: Framework, x: Any, values: Array, dtype: str) -> None:
+    """Errors name the argument, what it is and what was expected, and leave arguments as they were."""
+    name, make = framework.name, framework.make
+    foreign = np.zeros(values.shape, values.dtype)
+    other = "numpy"
+    if name == "numpy":
+        foreign, other = Producer(foreign), "dlpack"
+    packed = tk.encode(x)
+    bad: list[tuple[Any, type[Exception], str]] = [
+        (foreign, TypeError, f"expected a {name} array as the input is, got a {other} array"),
+        ("text", TypeError, "expected an array that speaks DLPack, got builtins.str"),
+    ]
+    if not framework.immutable:
+        bad += [
+            (make(np.zeros(values.size + 1, values.dtype)), ValueError, r"expected \d+ elements, got \d+"),
+            (make(np.zeros(values.shape, np.int8)), TypeError, "expected .*, got int8"),
+            (make(np.zeros(values.shape, np.int32)), TypeError, ".*int32|.*DLPack type"),
+        ]
+        if values.ndim == 2 and values.size:
+            strided = framework.transposed(make(np.zeros(values.shape[::-1], values.dtype)))
+            bad.append((strided, ValueError, "expected a dense row-major array, got one with other strides"))
+    for out, error, text in bad:
+        for call in (lambda out: tk.clip(x, out=out), lambda out: tk.decode(packed, out=out)):
+            with pytest.raises(error, match=f"^out: {text}"):
+                call(out)
+    with pytest.raises(ValueError, match=r"^stream: CPU arrays have none, expected None"):
+        tk.encode(x, stream=1)
+    with pytest.raises(TypeError, match=f"^x: expected float32, .*, got {name} int32"):
+        tk.encode(make(np.zeros(values.shape, np.int32)))
+    with pytest.raises(TypeError, match=rf"^x\[1\]: expected {dtype} as x\[0\] is, got "):
+        tk.encode([x, make(np.zeros(3, "float16" if dtype == "float32" else "float32"))])
+    with pytest.raises(TypeError, match=rf"^x\[1\]: expected a {name} array as x\[0\] is, got a {other} array"):
+        tk.encode([x, foreign])
+    assert_same(framework.to_numpy(framework.reshaped(x, values.shape)), values)
+
+
+def assert_sums(framework: Framework, x: Any, values: Array, dtype: str) -> None:
+    """Messages are added and repacked as NumPy's are."""
+    packed, want = [tk.encode(x, seed=i) for i in range(3)], [tk.encode(values, seed=i) for i in range(3)]
+    counts, want_counts = tk.sum_trits(packed), tk.sum_trits(want)
+    assert counts.workers == 3
+    again = tk.repack(packed, seed=7, offset=1)
+    for got, wanted in ((counts, want_counts), (again, tk.repack(want, seed=7, offset=1))):
+        assert got.layout == wanted.layout
+        assert_of(framework, got.data, "uint8", wanted.data.shape)
+        assert_same(framework.to_numpy(got.data), wanted.data)
+    assert_of(framework, tk.decode(counts), dtype, values.shape)
+    total = tk.decode_sum(packed, weights=[0.5] * 3)
+    assert_of(framework, total, dtype, values.shape)
+    assert_same(framework.to_numpy(total), tk.decode_sum(want, weights=[0.5] * 3))
+    back = tk.from_bytes(tk.to_bytes(counts), like=x)
+    assert_of(framework, back.data, "uint8", want_counts.data.shape)
+    assert_same(framework.to_numpy(back.data), want_counts.data)
+
+
+RULES = {
+    "messages": assert_messages,
+    "sums": assert_sums,
+    "other operations": assert_like_numpy,
+    "outputs": assert_outputs,
+    "errors": assert_errors,
+}
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(framework: Framework, rule: str, dtype: str, arrangement: str) -> None:
+    for shape in SHAPES:
+        x, values = arranged(arrangement, framework, layer("normal", int(np.prod(shape)), dtype).reshape(shape))
+        assert values.shape == shape
+        RULES[rule](framework, x, values, dtype)
 
 
 def lists_of(framework: Framework, dtype: str) -> tuple[list[Any], list[Array]]:
@@ -183,7 +275,7 @@ def test_messages_of_several_workers(framework: Framework) -> None:
         assert_same(framework.to_numpy(mean), want)
 
 
-@pytest.mark.parametrize("framework", ["numpy", "torch"], indirect=True)
+@pytest.mark.parametrize("framework", ["numpy", "torch", "paddle", "dlpack"], indirect=True)
 def test_outputs(framework: Framework) -> None:
     x = framework.make(layer("normal", 700).reshape(7, 100))
     packed = tk.encode(x)
@@ -236,10 +328,12 @@ def test_seeds_as_arrays(framework: Framework) -> None:
     halves = [np.array([word % 2**32, word >> 32], np.uint32) for word in (seed, offset)]
     wholes = [np.array(word, np.uint64).astype(np.int64) for word in (seed, offset)]
     for words in (halves, wholes, [halves[0], wholes[1]]):
+        if any(word.dtype.type not in framework.words for word in words):
+            continue  # Paddle has no uint32
         for numbers in ([framework.make(word) for word in words], words):
             packed = tk.encode(framework.make(x), seed=numbers[0], offset=numbers[1])
             assert_same(framework.to_numpy(packed.data), want)
-    trits, _ = tk.ternarize(framework.make(x), seed=framework.make(halves[0]))
+    trits, _ = tk.ternarize(framework.make(x), seed=framework.make(wholes[0]))
     assert_same(framework.to_numpy(trits), tk.ternarize(x, seed=seed)[0])
 
 
@@ -320,6 +414,117 @@ def test_subclasses_of_tensors(torch: Any) -> None:
 def test_tensors_in_shared_memory(torch: Any) -> None:
     x = torch.randn(700).share_memory_()
     assert torch.equal(tk.encode(x).data, tk.encode(x.clone()).data)
+
+
+# ---- TensorFlow's own ways
+
+
+@pytest.fixture
+def tf() -> Any:
+    return TensorFlow().tf
+
+
+def test_tensorflow_variables_are_read(tf: Any) -> None:
+    x = layer("normal", 700)
+    variable = tf.Variable(x)
+    packed = tk.encode(variable, seed=7)
+    assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
+    variable.assign(2 * x)
+    assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
+    with pytest.raises(TypeError, match=r"^out: TensorFlow's tensors are immutable; leave out out$"):
+        tk.decode(packed, out=variable)
+
+
+def test_tensorflow_results_live_on(tf: Any) -> None:
+    x = tf.constant(layer("normal", 700))
+    decoded = tk.decode(tk.encode(x))
+    want = decoded.numpy().copy()
+    assert decoded.device == x.device
+    assert_same((decoded + 0).numpy(), want)
+    assert_same(tf.function(lambda v: 2 * v, autograph=False)(decoded).numpy(), 2 * want)
+    assert_same(tf.Variable(decoded).assign_add(decoded).numpy(), 2 * want)
+    assert_same(decoded.numpy(), want)
+
+
+def test_tensorflow_graphs(tf: Any) -> None:
+    """A symbolic tensor has no values yet; a function that TensorFlow calls when it has them does."""
+    x = tf.constant(layer("normal", 700))
+    with pytest.raises(TypeError, match=r"^x: a symbolic tensor of a tf.function; .* works on eager tensors"):
+        tf.function(lambda v: tk.encode(v).data, autograph=False)(x)
+    later = tf.function(lambda v: tf.py_function(lambda e: tk.encode(e).data, [v], tf.uint8), autograph=False)
+    assert_same(later(x).numpy(), tk.encode(x).data.numpy())
+
+
+def test_tensorflow_values_that_are_not_dense(tf: Any) -> None:
+    slices = tf.IndexedSlices(tf.ones((2, 3)), tf.constant([0, 1]))
+    for value in (slices, tf.sparse.from_dense([1.0, 0.0]), tf.ragged.constant([[1.0], []])):
+        with pytest.raises(TypeError, match=r"^x: expected an array that speaks DLPack, got tensorflow\."):
+            tk.encode(value)
+    with pytest.raises(TypeError, match=r"^x: expected float32, .*, got tensorflow string"):
+        tk.encode(tf.constant(["text"]))
+
+
+# ---- Paddle's own ways
+
+
+@pytest.fixture
+def paddle() -> Any:
+    return Paddle().paddle
+
+
+def test_paddle_tensors_that_require_grad(paddle: Any) -> None:
+    x = layer("normal", 700)
+    want = tk.encode(x, seed=7).data
+    leaf = paddle.to_tensor(x, stop_gradient=False)
+    parameter = paddle.create_parameter([700], "float32")
+    parameter.set_value(x)
+    for tensor in (leaf, leaf * 1, parameter, (2 * leaf).reshape([7, 100]) / 2):
+        packed = tk.encode(tensor, seed=7)
+        assert_same(packed.data.numpy(), want)
+        assert packed.data.stop_gradient
+        assert tk.decode(packed).stop_gradient
+    assert tk.encode(leaf.reshape([7, 100]).T).data.stop_gradient  # which is made dense
+    leaf.sum().backward()
+    assert_same(tk.encode(leaf.grad, clip=None).scales.numpy(), np.ones(1, np.float32))
+
+
+def test_paddle_tensors_that_are_not_dense(paddle: Any) -> None:
+    sparse = paddle.sparse.sparse_coo_tensor([[0, 1]], [1.0, 2.0], [3])
+    with pytest.raises(TypeError, match=r"^x: expected a dense tensor, got one that is sparse"):
+        tk.encode(sparse)
+    with pytest.raises(TypeError, match=r"^out: expected a dense tensor, got one that is sparse"):
+        tk.clip(paddle.ones([3]), out=sparse)
+    paddle.enable_static()
+    try:
+        with paddle.static.program_guard(paddle.static.Program()):
+            symbolic = paddle.static.data("x", [3], "float32")
+            with pytest.raises(TypeError, match=r"^x: a symbolic value of a static graph; .* works on eager tensors"):
+                tk.encode(symbolic)
+    finally:
+        paddle.disable_static()
+
+
+# ---- streams
+
+
+def test_streams_are_ints_or_any_frameworks_own() -> None:
+    class OnDevice:
+        name = "some"
+
+        def stream(self, x: Any) -> int:
+            return 5
+
+    class Protocol:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, 7
+
+    device: Any = OnDevice()
+    assert stream_of(device, None, None) == 5
+    for stream in (7, Protocol(), SimpleNamespace(cuda_stream=7), SimpleNamespace(ptr=7)):
+        assert stream_of(device, None, stream) == 7
+    for stream in ("7", True, 7.0, object()):
+        with pytest.raises(TypeError, match=r"^stream: expected an int or a stream of some, got "):
+            stream_of(device, None, stream)
 
 
 # ---- NumPy's own ways
@@ -459,6 +664,40 @@ def test_messages_are_pickled_with_their_layout(framework: Framework, counts: bo
     assert packed == packed
     assert len({packed, again}) == 2
     assert_same(framework.to_numpy(again.data), framework.to_numpy(packed.data))
+
+
+# ---- README's table
+
+
+def features(framework: Framework) -> str:
+    """Return the framework's row, from what its arrays turn out to do."""
+
+    def address(x: Any) -> int:
+        array = x if isinstance(x, np.ndarray) else _core.from_dlpack(x, "x")
+        return int(array.ctypes.data)
+
+    x = framework.make(layer("normal", 700))
+    adapter = adapter_of(x, "x")
+    dense = adapter.dense(x, "x")
+    written = adapter.empty((700,), "float32", dense)
+    place = address(written)
+    in_place = [address(dense) == address(x), address(adapter.result(written)) == place]
+    worked = []
+    for dtype in DTYPES:
+        decoded = tk.decode(tk.encode(framework.make(layer("normal", 700, dtype))))
+        worked += [dtype] * (decoded.dtype == framework.dtype(dtype))
+    try:
+        tk.clip(x, out=framework.make(np.zeros(700, np.float32)))
+        out = "yes"
+    except TypeError:
+        out = "immutable"
+    dtypes = "all four" if worked == list(DTYPES) else ", ".join(worked)
+    return " | ".join(["", framework.title, dtypes, *("yes" if yes else "copied" for yes in in_place), out, ""]).strip()
+
+
+def test_the_table_of_frameworks(framework: Framework) -> None:
+    rows = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
+    assert features(framework) in rows
 
 
 # ---- the import

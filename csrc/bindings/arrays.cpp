@@ -91,54 +91,105 @@ Element numpy_element(const py::dtype& dtype, const Array& array) {
   throw TypeError(array.name() + ": an array of dtype " + text_of(dtype) + " is not supported");
 }
 
-// Fills everything but `writable`.
-void take_tensor(const DLTensor& tensor, Array* array) {
+const DTypeCode* code_of(const DLDataType& dtype) {
+  for (const DTypeCode& known : kCodes) {
+    if (dtype.lanes == 1 && dtype.code == known.code && dtype.bits == known.bits) return &known;
+  }
+  return nullptr;
+}
+
+TypeError unsupported(const DLDataType& dtype, const Array& array) {
+  return TypeError(array.name() + ": DLPack type (code " + std::to_string(dtype.code) + ", " +
+                   std::to_string(dtype.bits) + " bits, " + std::to_string(dtype.lanes) + " lanes) is not supported");
+}
+
+// Sets `size` and `data`, or throws because this processor cannot read the memory.
+void take_memory(const DLTensor& tensor, Array* array) {
   const bool host = tensor.device.device_type == kDLCPU || tensor.device.device_type == kDLCUDAHost;
   if (!host) {
     throw ValueError(array->name() + ": on DLPack device type " + std::to_string(tensor.device.device_type) +
                      ", but this build of terngrad_kernels runs on the CPU only");
   }
-  bool known = false;
-  for (const DTypeCode& code : kCodes) {
-    if (tensor.dtype.lanes == 1 && tensor.dtype.code == code.code && tensor.dtype.bits == code.bits) {
-      array->element = code.element;
-      known = true;
-    }
-  }
-  if (!known) {
-    throw TypeError(array->name() + ": DLPack type (code " + std::to_string(tensor.dtype.code) + ", " +
-                    std::to_string(tensor.dtype.bits) + " bits, " + std::to_string(tensor.dtype.lanes) +
-                    " lanes) is not supported");
-  }
-  require_row_major(is_row_major(tensor.ndim, tensor.shape, tensor.strides, 1), *array);
   array->size = elements_of(tensor.ndim, tensor.shape);
-  array->data = static_cast<unsigned char*>(tensor.data) + tensor.byte_offset;
   if (tensor.data == nullptr && array->size > 0) {
     throw TypeError(array->name() + ": has no memory behind it (a fake, meta or wrapper tensor)");
   }
+  array->data = static_cast<unsigned char*>(tensor.data) + tensor.byte_offset;
+}
+
+// Fills everything but `writable`.
+void take_tensor(const DLTensor& tensor, Array* array) {
+  take_memory(tensor, array);
+  const DTypeCode* code = code_of(tensor.dtype);
+  if (code == nullptr) throw unsupported(tensor.dtype, *array);
+  array->element = code->element;
+  require_row_major(is_row_major(tensor.ndim, tensor.shape, tensor.strides, 1), *array);
 }
 
 }  // namespace
+
+// A tensor taken over from the capsule of `object.__dlpack__()`, legacy or versioned, and given back at the end.
+class TakenTensor {
+ public:
+  TakenTensor(py::handle object, const Array& array) {
+    if (!py::hasattr(object, "__dlpack__")) {
+      throw TypeError(array.name() + ": expected an array, got " + type_name(object));
+    }
+    py::object capsule;
+    const py::object method = object.attr("__dlpack__");
+    try {
+      capsule = method(py::arg("max_version") = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION));
+    } catch (py::error_already_set& error) {
+      if (!error.matches(PyExc_TypeError)) throw;
+      capsule = method();  // a producer from before versions
+    }
+    // Renamed last: until then the capsule frees the tensor, whatever is thrown.
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
+      auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+      if (managed->version.major != DLPACK_MAJOR_VERSION) {
+        throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) +
+                          " is not supported");
+      }
+      PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
+      versioned_ = managed;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
+      auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+      PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+      legacy_ = managed;
+    } else {
+      throw BufferError(array.name() + ": __dlpack__ of " + type_name(object) + " returned no usable capsule");
+    }
+  }
+  TakenTensor(const TakenTensor&) = delete;
+  TakenTensor& operator=(const TakenTensor&) = delete;
+  ~TakenTensor() {
+    if (legacy_ != nullptr && legacy_->deleter != nullptr) legacy_->deleter(legacy_);
+    if (versioned_ != nullptr && versioned_->deleter != nullptr) versioned_->deleter(versioned_);
+  }
+
+  const DLTensor& tensor() const { return legacy_ != nullptr ? legacy_->dl_tensor : versioned_->dl_tensor; }
+  // An unversioned capsule cannot say, so it is not written.
+  bool writable() const { return versioned_ != nullptr && (versioned_->flags & DLPACK_FLAG_BITMASK_READ_ONLY) == 0; }
+
+ private:
+  DLManagedTensor* legacy_ = nullptr;
+  DLManagedTensorVersioned* versioned_ = nullptr;
+};
 
 HeldArray::HeldArray(py::handle object, const char* argument, int64_t place)
     : array{argument, place, nullptr, 0, Element::float32, false}, owner_(py::reinterpret_borrow<py::object>(object)) {
   if (py::isinstance<py::array>(object)) {
     take_numpy(py::reinterpret_borrow<py::array>(object));
   } else if (!take_exchanged(object)) {
-    take_capsule(object);
+    taken_ = std::make_unique<TakenTensor>(object, array);
+    take_tensor(taken_->tensor(), &array);
+    array.writable = taken_->writable();
   }
 }
 
-HeldArray::HeldArray(HeldArray&& other) noexcept
-    : array(other.array), owner_(std::move(other.owner_)), legacy_(other.legacy_), versioned_(other.versioned_) {
-  other.legacy_ = nullptr;
-  other.versioned_ = nullptr;
-}
+HeldArray::HeldArray(HeldArray&& other) noexcept = default;
 
-HeldArray::~HeldArray() {
-  if (legacy_ != nullptr && legacy_->deleter != nullptr) legacy_->deleter(legacy_);
-  if (versioned_ != nullptr && versioned_->deleter != nullptr) versioned_->deleter(versioned_);
-}
+HeldArray::~HeldArray() = default;
 
 void HeldArray::take_numpy(const py::array& object) {
   array.element = numpy_element(object.dtype(), array);
@@ -170,42 +221,6 @@ bool HeldArray::take_exchanged(py::handle object) {
   return true;
 }
 
-void HeldArray::take_capsule(py::handle object) {
-  if (!py::hasattr(object, "__dlpack__")) {
-    throw TypeError(array.name() + ": expected an array, got " + type_name(object));
-  }
-  py::object capsule;
-  const py::object method = object.attr("__dlpack__");
-  try {
-    capsule = method(py::arg("max_version") = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION));
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
-    capsule = method();  // a producer from before versions
-  }
-  owner_ = capsule;
-  // Taken over last: until then the capsule frees the tensor, whatever is thrown. (A constructor that throws runs no
-  // destructor.)
-  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-    auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-    if (managed->version.major != DLPACK_MAJOR_VERSION) {
-      throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) +
-                        " is not supported");
-    }
-    take_tensor(managed->dl_tensor, &array);
-    PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
-    versioned_ = managed;
-    array.writable = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) == 0;
-  } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-    take_tensor(managed->dl_tensor, &array);
-    PyCapsule_SetName(capsule.ptr(), "used_dltensor");
-    legacy_ = managed;
-    array.writable = false;  // an unversioned capsule cannot say, so it is not written
-  } else {
-    throw BufferError(array.name() + ": __dlpack__ of " + type_name(object) + " returned no usable capsule");
-  }
-}
-
 Packing packing_of(int64_t code) {
   if (code < 0 || code > static_cast<int64_t>(Packing::counts16))
     throw ValueError("packing: unknown code " + std::to_string(code));
@@ -225,109 +240,180 @@ HeldArrays::HeldArrays(py::handle object, const char* argument) {
   for (const HeldArray& held : held_) arrays_.push_back(held.array);
 }
 
-// ---- Buffer
+// ---- exports
 
 namespace {
 
-constexpr std::align_val_t kBufferAlignment{64};  // what JAX asks for to take memory without a copy
-
-struct Memory {
-  explicit Memory(int64_t bytes) : data(::operator new(static_cast<size_t>(bytes > 0 ? bytes : 1), kBufferAlignment)) {}
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { ::operator delete(data, kBufferAlignment); }
-  void* data;
+// What a consumer is shown, and what keeps the memory.
+struct View {
+  void* data = nullptr;
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;
+  DLDataType dtype{};
+  bool writable = true;
+  std::shared_ptr<void> owner;
 };
 
-// What a consumer holds: its own share of the memory, so that it may outlive the Buffer.
+// What a consumer holds: its own share of the memory, so that it may outlive the object it came from.
 template <class Managed>
 struct Export {
   Managed managed;
-  std::vector<int64_t> shape;
-  std::vector<int64_t> strides;
-  std::shared_ptr<Memory> memory;
+  View view;
 };
+
+template <class Managed>
+py::capsule exported(View view, const char* name) {
+  auto holder = std::make_unique<Export<Managed>>();
+  holder->view = std::move(view);
+  Managed& managed = holder->managed;
+  managed = Managed{};
+  managed.dl_tensor.data = holder->view.data;
+  managed.dl_tensor.device = DLDevice{kDLCPU, 0};
+  managed.dl_tensor.ndim = static_cast<int32_t>(holder->view.shape.size());
+  managed.dl_tensor.dtype = holder->view.dtype;
+  managed.dl_tensor.shape = holder->view.shape.data();
+  managed.dl_tensor.strides = holder->view.strides.data();
+  managed.manager_ctx = holder.get();
+  managed.deleter = [](Managed* self) { delete static_cast<Export<Managed>*>(self->manager_ctx); };
+  if constexpr (std::is_same_v<Managed, DLManagedTensorVersioned>) {
+    managed.version = DLPackVersion{DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION};
+    managed.flags = holder->view.writable ? 0 : DLPACK_FLAG_BITMASK_READ_ONLY;
+  }
+  PyObject* capsule = PyCapsule_New(&managed, name, [](PyObject* object) {
+    // A consumer renames what it took over.
+    const char* current = PyCapsule_GetName(object);
+    if (current == nullptr || std::string(current).rfind("used_", 0) == 0) return;
+    auto* unused = static_cast<Managed*>(PyCapsule_GetPointer(object, current));
+    unused->deleter(unused);
+  });
+  if (capsule == nullptr) throw py::error_already_set();
+  static_cast<void>(holder.release());
+  return py::reinterpret_steal<py::capsule>(capsule);
+}
+
+py::capsule exported(View view, const py::object& max_version) {
+  const bool versioned =
+      !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= DLPACK_MAJOR_VERSION;
+  if (versioned) return exported<DLManagedTensorVersioned>(std::move(view), "dltensor_versioned");
+  if (!view.writable) throw BufferError("a read-only array can be exported by DLPack 1.0 and later alone");
+  return exported<DLManagedTensor>(std::move(view), "dltensor");
+}
+
+constexpr std::align_val_t kBufferAlignment{64};  // what JAX asks for to take memory without a copy
 
 class Buffer {
  public:
-  Buffer(std::vector<int64_t> shape, const std::string& dtype) : shape_(std::move(shape)) {
+  Buffer(std::vector<int64_t> shape, const std::string& dtype) {
+    view_.shape = std::move(shape);
     bool known = false;
     for (const DTypeCode& code : kCodes) {
       if (dtype == name_of(code.element)) {
-        dtype_ = DLDataType{code.code, code.bits, 1};
+        view_.dtype = DLDataType{code.code, code.bits, 1};
         known = true;
       }
     }
     if (!known) throw ValueError("dtype: '" + dtype + "' is not supported");
-    strides_.resize(shape_.size());
+    view_.strides.resize(view_.shape.size());
     int64_t stride = 1;
-    for (size_t i = shape_.size(); i-- > 0;) {
-      if (shape_[i] < 0) throw ValueError("shape: expected sizes >= 0, got " + std::to_string(shape_[i]));
-      strides_[i] = stride;
-      if (__builtin_mul_overflow(stride, std::max<int64_t>(shape_[i], 1), &stride) || stride > kLargestLayer) {
+    for (size_t i = view_.shape.size(); i-- > 0;) {
+      const int64_t length = view_.shape[i];
+      if (length < 0) throw ValueError("shape: expected sizes >= 0, got " + std::to_string(length));
+      view_.strides[i] = stride;
+      if (__builtin_mul_overflow(stride, std::max<int64_t>(length, 1), &stride) || stride > kLargestLayer) {
         throw ValueError("shape: more than 2**36 elements");
       }
     }
-    const int64_t elements = elements_of(static_cast<int64_t>(shape_.size()), shape_.data());
-    memory_ = std::make_shared<Memory>(elements * (dtype_.bits / 8));
+    const int64_t elements = elements_of(static_cast<int64_t>(view_.shape.size()), view_.shape.data());
+    const int64_t bytes = std::max<int64_t>(elements * (view_.dtype.bits / 8), 1);
+    view_.data = ::operator new(static_cast<size_t>(bytes), kBufferAlignment);
+    view_.owner.reset(view_.data, [](void* data) { ::operator delete(data, kBufferAlignment); });
   }
 
-  template <class Managed>
-  py::capsule exported(const char* name) const {
-    auto holder = std::make_unique<Export<Managed>>();
-    holder->shape = shape_;
-    holder->strides = strides_;
-    holder->memory = memory_;
-    Managed& managed = holder->managed;
-    managed = Managed{};
-    managed.dl_tensor.data = memory_->data;
-    managed.dl_tensor.device = DLDevice{kDLCPU, 0};
-    managed.dl_tensor.ndim = static_cast<int32_t>(shape_.size());
-    managed.dl_tensor.dtype = dtype_;
-    managed.dl_tensor.shape = holder->shape.data();
-    managed.dl_tensor.strides = holder->strides.data();
-    managed.manager_ctx = holder.get();
-    managed.deleter = [](Managed* self) { delete static_cast<Export<Managed>*>(self->manager_ctx); };
-    if constexpr (std::is_same_v<Managed, DLManagedTensorVersioned>) {
-      managed.version = DLPackVersion{DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION};
-    }
-    PyObject* capsule = PyCapsule_New(&managed, name, [](PyObject* object) {
-      // A consumer renames what it took over.
-      const char* current = PyCapsule_GetName(object);
-      if (current == nullptr || std::string(current).rfind("used_", 0) == 0) return;
-      auto* unused = static_cast<Managed*>(PyCapsule_GetPointer(object, current));
-      unused->deleter(unused);
-    });
-    if (capsule == nullptr) throw py::error_already_set();
-    static_cast<void>(holder.release());
-    return py::reinterpret_steal<py::capsule>(capsule);
-  }
-
-  py::capsule dlpack(const py::object& max_version) const {
-    const bool versioned =
-        !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= DLPACK_MAJOR_VERSION;
-    return versioned ? exported<DLManagedTensorVersioned>("dltensor_versioned") : exported<DLManagedTensor>("dltensor");
-  }
+  const View& view() const { return view_; }
 
  private:
-  std::vector<int64_t> shape_;
-  std::vector<int64_t> strides_;
-  DLDataType dtype_{};
-  std::shared_ptr<Memory> memory_;
+  View view_;
 };
+
+// ---- NumPy arrays from DLPack and back, ml_dtypes' bfloat16 included, which NumPy's own do not have
+
+py::dtype numpy_dtype(const DLDataType& dtype, const Array& array) {
+  if (dtype.code == kDLBfloat && dtype.bits == 16 && dtype.lanes == 1) {
+    return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+  }
+  const char kind = dtype.code == kDLFloat     ? 'f'
+                    : dtype.code == kDLInt     ? 'i'
+                    : dtype.code == kDLUInt    ? 'u'
+                    : dtype.code == kDLComplex ? 'c'
+                    : dtype.code == kDLBool    ? 'b'
+                                               : '\0';
+  const int bytes = dtype.bits / 8;
+  const bool whole = dtype.lanes == 1 && dtype.bits == 8 * bytes && (bytes & (bytes - 1)) == 0;
+  const int least = kind == 'f' ? 2 : kind == 'c' ? 8 : 1;
+  const int most = kind == 'c' ? 16 : kind == 'b' ? 1 : 8;
+  if (kind == '\0' || !whole || bytes < least || bytes > most) throw unsupported(dtype, array);
+  return py::dtype(kind + std::to_string(bytes));
+}
+
+// A view of what `object.__dlpack__()` gives, read-only unless the capsule says that it may be written.
+py::array from_dlpack(py::handle object, const std::string& argument) {
+  Array array{argument.c_str(), -1, nullptr, 0, Element::float32, false};
+  auto taken = std::make_unique<TakenTensor>(object, array);
+  const DLTensor& tensor = taken->tensor();
+  take_memory(tensor, &array);
+  const py::dtype dtype = numpy_dtype(tensor.dtype, array);
+  const std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.ndim);
+  std::vector<py::ssize_t> strides(shape.size());
+  py::ssize_t dense = dtype.itemsize();
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = tensor.strides == nullptr ? dense : tensor.strides[i] * dtype.itemsize();
+    dense *= shape[i];
+  }
+  const bool writable = taken->writable();
+  const py::capsule owner(taken.get(), [](void* held) { delete static_cast<TakenTensor*>(held); });
+  static_cast<void>(taken.release());
+  py::array view(dtype, shape, strides, array.data, owner);
+  if (!writable) view.attr("setflags")(py::arg("write") = false);
+  return view;
+}
+
+py::capsule to_dlpack(const py::array& object, const py::object& max_version) {
+  const Array array{"array", -1, nullptr, 0, Element::float32, false};
+  const Element element = numpy_element(object.dtype(), array);
+  View view;
+  view.data = const_cast<void*>(object.data());
+  for (const DTypeCode& code : kCodes) {
+    if (code.element == element) view.dtype = DLDataType{code.code, code.bits, 1};
+  }
+  for (py::ssize_t i = 0; i < object.ndim(); ++i) {
+    if (object.strides(i) % object.itemsize() != 0) throw BufferError("strides that are no multiple of the itemsize");
+    view.shape.push_back(object.shape(i));
+    view.strides.push_back(object.strides(i) / object.itemsize());
+  }
+  view.writable = object.writeable();
+  Py_INCREF(object.ptr());
+  view.owner = std::shared_ptr<void>(object.ptr(), [](void* owner) {
+    if (Py_IsInitialized() == 0) return;  // a consumer's thread that outlives Python
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(static_cast<PyObject*>(owner));
+  });
+  return exported(std::move(view), max_version);
+}
 
 }  // namespace
 
-void define_buffer(py::module_& module) {
+void define_arrays(py::module_& module) {
   py::class_<Buffer>(module, "Buffer", "Uninitialised dense memory, 64-byte aligned, that speaks DLPack.")
       .def(py::init<std::vector<int64_t>, const std::string&>(), py::arg("shape"), py::arg("dtype"))
       .def(
           "__dlpack__",
           [](const Buffer& self, const py::object&, const py::object& max_version, const py::object&,
-             const py::object&) { return self.dlpack(max_version); },
+             const py::object&) { return exported(self.view(), max_version); },
           py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
           py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
       .def("__dlpack_device__", [](const Buffer&) { return py::make_tuple(static_cast<int>(kDLCPU), 0); });
+  module.def("from_dlpack", &from_dlpack);
+  module.def("to_dlpack", &to_dlpack);
 }
 
 }  // namespace terngrad

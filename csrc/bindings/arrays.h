@@ -4,16 +4,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <vector>
 
 #include "../runtime/arrays.h"
 
-struct DLManagedTensor;
-struct DLManagedTensorVersioned;
-
 namespace terngrad {
 
 namespace py = pybind11;
+
+class TakenTensor;
 
 // The packing of that code. Throws ValueError if there is none.
 Packing packing_of(int64_t code);
@@ -34,11 +34,9 @@ class HeldArray {
  private:
   void take_numpy(const py::array& object);
   bool take_exchanged(py::handle object);
-  void take_capsule(py::handle object);
 
   py::object owner_;
-  DLManagedTensor* legacy_ = nullptr;
-  DLManagedTensorVersioned* versioned_ = nullptr;
+  std::unique_ptr<TakenTensor> taken_;
 };
 
 // One array, or a tuple of them.
@@ -52,7 +50,8 @@ class HeldArrays {
   Arrays arrays_;
 };
 
-// Memory of our own that speaks DLPack: outputs for frameworks whose arrays cannot be written.
-void define_buffer(py::module_& module);
+// Memory of our own that speaks DLPack, and NumPy arrays from DLPack and back: for frameworks whose arrays cannot be
+// written, and for those that are known by DLPack alone.
+void define_arrays(py::module_& module);
 
 }  // namespace terngrad

@@ -326,7 +326,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   } catch (const ValueError& error) {
     throw py::value_error(error.what());
   }
-  define_buffer(m);
+  define_arrays(m);
   define_layout(m);
   define_operations(m);
   define_inner_values(m);

@@ -48,6 +48,8 @@ def dtype_name(dtype: Any, argument: str = "dtype") -> str:
         text = str(dtype)
         if text.startswith(("torch.", "paddle.")):
             name = text.partition(".")[2]
+        elif type(dtype).__module__.startswith("tensorflow."):
+            name = dtype.name
         elif dtype is not None:  # which NumPy takes for float64
             try:
                 name = np.dtype(dtype).name

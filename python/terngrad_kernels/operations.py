@@ -1,8 +1,8 @@
 """The operations: arguments are sorted out here, the work is `_core`'s.
 
-Every function is keyword-only after its first argument. Arrays are NumPy's, PyTorch's or JAX's; results come in the
-framework, on the device and (decoding) in the dtype of the input. Inputs are never written, and an error leaves every
-argument as it was. "Contract" is docs/contract.md.
+Every function is keyword-only after its first argument. Arrays are any framework's (docs/frameworks.md); results come
+in the framework, on the device and (decoding) in the dtype of the input. Inputs are never written, and an error leaves
+every argument as it was. "Contract" is docs/contract.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
-from .adapters import Adapter, adapter_of, numpy_adapter
+from .adapters import Adapter, adapter_of, numpy_adapter, stream_of
 from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
@@ -47,32 +47,39 @@ class _Bucket(NamedTuple):
     form: str
 
 
-def _one(x: Any, argument: str) -> tuple[Adapter, str]:
+def _dense(x: Any, argument: str) -> tuple[Adapter, Any]:
+    """Return the adapter of an array, and the array as `_core` and the adapter can read it."""
     adapter = adapter_of(x, argument)
-    dtype = adapter.dtype(x)
+    return adapter, adapter.dense(x, argument)
+
+
+def _one(x: Any, argument: str) -> tuple[Adapter, Any, str]:
+    adapter, array = _dense(x, argument)
+    dtype = adapter.dtype(array)
     if dtype not in DTYPES:
         raise TypeError(f"{argument}: expected {', '.join(DTYPES)}, got {adapter.name} {dtype}")
-    return adapter, dtype
+    return adapter, array, dtype
 
 
 def _bucket(x: Any) -> _Bucket:
     if not isinstance(x, (list, tuple)):
-        adapter, dtype = _one(x, "x")
-        return _Bucket(adapter, adapter.dense(x, "x"), x, (tuple(x.shape),), dtype, "array")
+        adapter, array, dtype = _one(x, "x")
+        return _Bucket(adapter, array, array, (tuple(array.shape),), dtype, "array")
     if not x:
         return _Bucket(numpy_adapter(), (), None, (), "float32", "list")
-    adapter, dtype = _one(x[0], "x[0]")
-    device = adapter.device(x[0])
-    for i, item in enumerate(x):
-        other, other_dtype = _one(item, f"x[{i}]")
+    adapter, first, dtype = _one(x[0], "x[0]")
+    device = adapter.device(first)
+    arrays = [first]
+    for i, item in enumerate(x[1:], 1):
+        other, array, other_dtype = _one(item, f"x[{i}]")
         if other is not adapter:
             raise TypeError(f"x[{i}]: expected a {adapter.name} array as x[0] is, got a {other.name} array")
         if other_dtype != dtype:
             raise TypeError(f"x[{i}]: expected {dtype} as x[0] is, got {other_dtype}")
-        if adapter.device(item) != device:
-            raise ValueError(f"x[{i}]: expected device {device} as x[0] is on, got {adapter.device(item)}")
-    arrays = tuple(adapter.dense(item, f"x[{i}]") for i, item in enumerate(x))
-    return _Bucket(adapter, arrays, x[0], tuple(tuple(item.shape) for item in x), dtype, "list")
+        if adapter.device(array) != device:
+            raise ValueError(f"x[{i}]: expected device {device} as x[0] is on, got {adapter.device(array)}")
+        arrays.append(array)
+    return _Bucket(adapter, tuple(arrays), first, tuple(tuple(array.shape) for array in arrays), dtype, "list")
 
 
 _layouts: dict[Any, Layout] = {}
@@ -106,11 +113,6 @@ def _given_layout(layout: Any, bucket: _Bucket) -> Layout:
     return layout
 
 
-def _no_stream(stream: Any) -> None:
-    if stream is not None:
-        raise ValueError("stream: CPU arrays have none, expected None")
-
-
 def _passed(passed: Any, adapter: Adapter, argument: str = "scales") -> tuple[Any, Any] | None:
     if passed is None:
         return None
@@ -119,10 +121,10 @@ def _passed(passed: Any, adapter: Adapter, argument: str = "scales") -> tuple[An
     arrays = []
     for field, array in zip(Scales._fields, passed, strict=True):
         name = f"{argument}.{field}"
-        other = adapter_of(array, name)
+        other, dense = _dense(array, name)
         if other is not adapter:
             raise TypeError(f"{name}: expected a {adapter.name} array as x is, got a {other.name} array")
-        arrays.append(adapter.dense(array, name))
+        arrays.append(dense)
     return arrays[0], arrays[1]
 
 
@@ -130,7 +132,7 @@ def _word(value: Any, argument: str) -> Any:
     """Return a seed or an offset as `_core` takes it: an int, or a dense array."""
     if isinstance(value, int) or not hasattr(value, "__dlpack__"):
         return value
-    return adapter_of(value, argument).dense(value, argument)
+    return _dense(value, argument)[1]
 
 
 def _ternary_code(packing: Any) -> int:
@@ -180,23 +182,22 @@ def _results(adapter: Adapter, written: Any, out: Any) -> Any:
 # ---- messages
 
 
-def _message(message: Any, argument: str) -> tuple[Layout, Adapter]:
-    """Return layout and adapter of one Packed or Counts."""
+def _message(message: Any, argument: str) -> tuple[Layout, Adapter, Any]:
+    """Return layout, adapter and dense data of a Packed or Counts."""
     if isinstance(message, Packed):
         if message.layout.counts:
             raise ValueError(f"{argument}.layout: the packing {message.layout.packing} is that of a Counts")
     elif not isinstance(message, Counts):
         raise TypeError(f"{argument}: expected a Packed or a Counts, got {type(message).__name__}")
-    return message.layout, adapter_of(message.data, f"{argument}.data")
+    return message.layout, *_dense(message.data, f"{argument}.data")
 
 
 def _one_message(message: Any, argument: str = "packed") -> tuple[Layout, Adapter, Any]:
-    layout, adapter = _message(message, argument)
-    data = message.data
+    layout, adapter, data = _message(message, argument)
     if data.ndim != 1:
         shape = tuple(data.shape)
         raise ValueError(f"{argument}.data: expected one message, shape ({layout.nbytes},), got shape {shape}")
-    return layout, adapter, adapter.dense(data, f"{argument}.data")
+    return layout, adapter, data
 
 
 class _Messages(NamedTuple):
@@ -212,17 +213,21 @@ class _Messages(NamedTuple):
         """Of the first."""
         return self.items[0].layout
 
+    @property
+    def like(self) -> Any:
+        """An array that lies where all do."""
+        return self.data[0] if isinstance(self.data, tuple) else self.data
+
 
 def _messages(messages: Any, agree: Callable[[Layout, Layout], bool] = Layout.same_message) -> _Messages:
     if isinstance(messages, (Packed, Counts)):
-        layout, adapter = _message(messages, "messages")
-        data = messages.data
+        layout, adapter, data = _message(messages, "messages")
         if data.ndim not in (1, 2) or data.shape[-1] != layout.nbytes:
             raise ValueError(f"messages.data: expected shape (W, {layout.nbytes}), got shape {tuple(data.shape)}")
         count = data.shape[0] if data.ndim == 2 else 1
         if count == 0:
             raise ValueError("messages: expected at least one message, got none")
-        return _Messages(adapter, (messages,), adapter.dense(data, "messages.data"), count)
+        return _Messages(adapter, (messages,), data, count)
     if not isinstance(messages, (list, tuple)):
         raise TypeError(f"messages: expected Packed or Counts messages, got {type(messages).__name__}")
     if not messages:
@@ -256,21 +261,22 @@ def _weights(weights: Any, count: int) -> tuple[Any, ...]:
 def _decoded(layout: Layout, adapter: Adapter, like: Any, out: Any, dtype: Any) -> Any:
     """Return what a decoding writes, by the layout's form."""
     name = layout.dtype if dtype is None else dtype_name(dtype)
-    if out is not None:
-        first = out[0] if isinstance(out, (list, tuple)) and out else out
-        if not isinstance(first, (list, tuple)):
-            given = adapter_of(first, "out").dtype(first)
-            if dtype is not None and given != name:
-                raise TypeError(f"out: expected {name} as dtype says, got {given}")
-            if given not in DTYPES:
-                raise TypeError(f"out: expected {', '.join(DTYPES)}, got {given}")
-            name = given
     if layout.form == "list":
-        return _outputs(adapter, out, layout.shapes, name, like)
-    if isinstance(out, (list, tuple)):
+        written = _outputs(adapter, out, layout.shapes, name, like)
+    elif isinstance(out, (list, tuple)):
         raise TypeError(f"out: expected one array for a layout of form {layout.form!r}, got {type(out).__name__}")
-    shape = layout.shapes[0] if layout.form == "array" else (layout.size,)
-    return _output(adapter, out, shape, name, like)
+    else:
+        shape = layout.shapes[0] if layout.form == "array" else (layout.size,)
+        written = _output(adapter, out, shape, name, like)
+    if out is None:
+        return written
+    for array in written[:1] if isinstance(written, tuple) else (written,):  # all of one, says `_core`
+        given = adapter.dtype(array)
+        if dtype is not None and given != name:
+            raise TypeError(f"out: expected {name} as dtype says, got {given}")
+        if given not in DTYPES:
+            raise TypeError(f"out: expected {', '.join(DTYPES)}, got {given}")
+    return written
 
 
 # ---- the operations
@@ -319,8 +325,8 @@ def encode(
         What to make. Takes the place of `packing` and `block`.
     out : array of uint8, shape (layout.nbytes,), optional
         Where to write the message. Must not overlap an input.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -333,7 +339,7 @@ def encode(
         Naming the argument, what it is and what was expected.
     """
     bucket = _bucket(x)
-    _no_stream(stream)
+    stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
     if layout is None:
         layout = _layout_of(bucket, "two_bit" if packing is None else packing, block)
@@ -376,8 +382,8 @@ def decode(
         The result is multiplied by it (as float32).
     accumulate : bool, default False
         Add to what `out` holds instead, with one fused multiply-add.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -390,10 +396,10 @@ def decode(
         Naming the argument, what it is and what was expected.
     """
     layout, adapter, data = _one_message(packed)
-    _no_stream(stream)
+    stream_of(adapter, data, stream)
     if accumulate and out is None:
         raise ValueError("accumulate: needs out, to add to")
-    written = _decoded(layout, adapter, packed.data, out, dtype)
+    written = _decoded(layout, adapter, data, out, dtype)
     adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written)
     return _results(adapter, written, out)
 
@@ -430,10 +436,9 @@ def decode_sum(
         Naming the argument, what it is and what was expected.
     """
     given = _messages(messages)
-    _no_stream(stream)
+    stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
-    like = given.items[0].data
-    written = _decoded(given.layout, given.adapter, like, out, dtype)
+    written = _decoded(given.layout, given.adapter, given.like, out, dtype)
     given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written)
     return _results(given.adapter, written, out)
 
@@ -450,8 +455,8 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         Their layouts must agree, but for dtype, form and how trits are packed.
     out : array of uint8, optional
         Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -467,13 +472,13 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         Naming the argument, what it is and what was expected.
     """
     given = _messages(messages, Layout.same_cuts)
-    _no_stream(stream)
+    stream_of(given.adapter, given.like, stream)
     each = given.number // len(given.items)
     workers = sum(message.workers if isinstance(message, Counts) else 1 for message in given.items) * each
     if workers > COUNTS["counts16"]:
         raise ValueError(f"messages: {workers} workers, counts hold {COUNTS['counts16']} at most")
     layout = given.layout.with_ternary(counts_for(workers))
-    data = _output(given.adapter, out, (layout.nbytes,), "uint8", given.items[0].data)
+    data = _output(given.adapter, out, (layout.nbytes,), "uint8", given.like)
     arrays = given.data if isinstance(given.data, tuple) else (given.data,)
     summands = [
         (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
@@ -519,8 +524,8 @@ def repack(
         messages, two_bit for counts.
     out : array of uint8, optional
         Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -533,11 +538,11 @@ def repack(
         Naming the argument, what it is and what was expected.
     """
     given = _messages(messages)
-    _no_stream(stream)
+    stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
     adapter = given.adapter
     layout = _repacked(given.layout, packing)
-    data = _output(adapter, out, (layout.nbytes,), "uint8", given.items[0].data)
+    data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     passed = _passed(scales, adapter)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
     adapter.core.repack(
@@ -584,8 +589,8 @@ def scales(
         As in `encode`. A layer that the layout carries as float32 is not measured: (1, +infinity).
     out : Scales, optional
         float32 arrays of one element a layer (or block) to write to.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -598,7 +603,7 @@ def scales(
         Naming the argument, what it is and what was expected.
     """
     bucket = _bucket(x)
-    _no_stream(stream)
+    stream_of(bucket.adapter, bucket.like, stream)
     if layout is None:
         layout = _layout_of(bucket, "two_bit", block)
     else:
@@ -639,8 +644,8 @@ def clip(
         Clip to these limits. A limit that is NaN, negative or 0 gives NaN everywhere.
     out : array or list of arrays like x, optional
         Where to write; may be `x` itself.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -653,7 +658,7 @@ def clip(
         Naming the argument, what it is and what was expected.
     """
     bucket = _bucket(x)
-    _no_stream(stream)
+    stream_of(bucket.adapter, bucket.like, stream)
     layout = _layout_of(bucket, "two_bit", None)
     written = _like(bucket, out, bucket.dtype)
     bucket.adapter.core.clip(
@@ -683,8 +688,8 @@ def ternarize(
         As in `encode`.
     out : (trits, scale), optional
         int8 arrays like `x`, and float32 of one element a layer, to write to.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -699,7 +704,7 @@ def ternarize(
         Naming the argument, what it is and what was expected.
     """
     bucket = _bucket(x)
-    _no_stream(stream)
+    stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
     layout = _layout_of(bucket, "two_bit", None)
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
@@ -732,8 +737,8 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
         4 or 5 trits in a byte.
     out : array of uint8, optional
         Of ceil(n / 4) or ceil(n / 5) elements.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -745,11 +750,11 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    adapter = adapter_of(trits, "trits")
-    _no_stream(stream)
+    adapter, array = _dense(trits, "trits")
+    stream_of(adapter, array, stream)
     code = _ternary_code(packing)
-    payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(trits.shape)),), "uint8", trits)
-    adapter.core.pack(adapter.dense(trits, "trits"), code, payload)
+    payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(array.shape)),), "uint8", array)
+    adapter.core.pack(array, code, payload)
     return _results(adapter, payload, out)
 
 
@@ -768,8 +773,8 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
         As packed.
     out : array of int8, optional
         Of as many elements as `shape` has.
-    stream : None
-        CPU arrays have none.
+    stream : int or the framework's stream, optional
+        Where a GPU works, in place of the current stream. CPU arrays have none.
 
     Returns
     -------
@@ -781,19 +786,18 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    adapter = adapter_of(payload, "payload")
-    _no_stream(stream)
+    adapter, array = _dense(payload, "payload")
+    stream_of(adapter, array, stream)
     code = _ternary_code(packing)
     sizes = _shape((shape,) if isinstance(shape, int) else shape, "shape")
     expected = _core.payload_bytes(code, math.prod(sizes))
-    dense = adapter.dense(payload, "payload")
-    given = math.prod(payload.shape)
+    given = math.prod(array.shape)
     if given != expected:
         raise ValueError(f"payload: expected {expected} bytes for shape {sizes} in {packing}, got {given}")
-    trits = _output(adapter, out, sizes, "int8", payload)
-    if out is not None and math.prod(out.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
-        raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(out.shape)}")
-    adapter.core.unpack(dense, code, trits)
+    trits = _output(adapter, out, sizes, "int8", array)
+    if out is not None and math.prod(trits.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
+        raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(trits.shape)}")
+    adapter.core.unpack(array, code, trits)
     return _results(adapter, trits, out)
 
 

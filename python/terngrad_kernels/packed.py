@@ -49,7 +49,8 @@ class _Message:
         """
         self._require_one_part("scales")
         adapter = adapters.adapter_of(self.data, "packed.data")
-        return adapter.as_float32(self.data[..., : 4 * len(self.layout.pieces)])
+        data = adapter.dense(self.data, "packed.data")
+        return adapter.as_float32(data[..., : 4 * len(self.layout.pieces)])
 
     @property
     def payload(self) -> Any:
@@ -62,7 +63,8 @@ class _Message:
         """
         self._require_one_part("payload")
         offsets = self.layout.offsets
-        return self.data[..., offsets[0] if offsets else 0 :]
+        data = adapters.adapter_of(self.data, "packed.data").dense(self.data, "packed.data")
+        return data[..., offsets[0] if offsets else 0 :]
 
     def _require_one_part(self, name: str) -> None:
         if self.layout.shards > 1 and self.layout.index is None:
@@ -133,3 +135,7 @@ class Counts(_Message):
         for name in names if self.layout.shapes else ():
             if name not in ("float32", expected):
                 raise ValueError(f"layout: expected packing {expected} for {workers} workers, got {name}")
+
+
+#: What JAX and PyTorch see as pytrees: `data` is the leaf, the fields named here are static.
+PYTREES: dict[type, tuple[str, ...]] = {Packed: ("layout",), Counts: ("layout", "workers")}

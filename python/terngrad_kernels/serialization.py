@@ -106,7 +106,8 @@ def to_bytes(packed: Packed | Counts) -> bytes:
             "one shard alone does not say which elements it holds"
         )
     adapter = adapters.adapter_of(packed.data, "packed.data")
-    shape = tuple(packed.data.shape)
+    data = adapter.dense(packed.data, "packed.data")
+    shape = tuple(data.shape)
     if shape != (layout.nbytes,):
         raise ValueError(
             f"packed.data has shape {shape}, expected ({layout.nbytes},): one message of this layout; "
@@ -114,7 +115,7 @@ def to_bytes(packed: Packed | Counts) -> bytes:
         )
     table = _table(layout)
     operations.validate(packed)
-    data = np.ascontiguousarray(adapter.to_numpy(packed.data)).data
+    raw = np.ascontiguousarray(adapter.to_numpy(data)).data
 
     length = _HEADER.size + len(table) + layout.nbytes
     fields = (
@@ -130,8 +131,8 @@ def to_bytes(packed: Packed | Counts) -> bytes:
         bytes(3),
     )
     crc = zlib.crc32(_HEADER.pack(_MAGIC, 0, *fields)[_CRC_FROM:])
-    crc = zlib.crc32(data, zlib.crc32(table, crc))
-    return b"".join((_HEADER.pack(_MAGIC, crc, *fields), table, data))
+    crc = zlib.crc32(raw, zlib.crc32(table, crc))
+    return b"".join((_HEADER.pack(_MAGIC, crc, *fields), table, raw))
 
 
 def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:

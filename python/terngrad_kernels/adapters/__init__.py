@@ -1,7 +1,7 @@
 """What the package needs of an array framework, and which framework an array is of.
 
-One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then.
-Nothing else in the package knows frameworks.
+One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then. Arrays of
+anything else that speaks DLPack are `dlpack`'s. Nothing else in the package knows frameworks.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "numpy_adapter"]
+__all__ = ["Adapter", "adapter_of", "numpy_adapter", "stream_of"]
 
 
 class Adapter(Protocol):
-    """One framework's arrays."""
+    """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
 
     name: str
     #: The operations, as functions of `_core`: `_core` itself, or what takes their place where arrays have no memory
@@ -23,14 +23,17 @@ class Adapter(Protocol):
     def accepts(self, x: Any) -> bool:
         """Whether `x` is an array of this framework."""
 
+    def dense(self, x: Any, argument: str) -> Any:
+        """Return `x`, or a dense row-major copy, as `_core` can read it: with `shape`, `ndim` and slices."""
+
     def dtype(self, x: Any) -> str:
         """Name of the element type of `x`, e.g. "float32", "uint8"; the framework's own name for other types."""
 
     def device(self, x: Any) -> Any:
         """Where `x` lies: something that compares equal on one device."""
 
-    def dense(self, x: Any, argument: str) -> Any:
-        """Return `x`, or a dense row-major copy, as `_core` can read it."""
+    def stream(self, x: Any) -> int | None:
+        """Return the handle of the current stream of the device of `x`, None for the CPU."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return something that `core` can write, on the device of `like` (None: the host)."""
@@ -52,7 +55,16 @@ class Adapter(Protocol):
 
 
 # Top-level module of an array type -> adapter module.
-_MODULES = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+_MODULES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "cupy": "cupy",
+    "tensorflow": "tensorflow",
+    "paddle": "paddle",
+    "terngrad_kernels": "dlpack",
+}
 _by_type: dict[type, Adapter] = {}
 
 
@@ -62,14 +74,10 @@ def _load(module: str) -> Adapter:
 
 
 def _find(x: Any) -> Adapter | None:
-    for base in type(x).__mro__:
-        module = _MODULES.get(base.__module__.partition(".")[0])
-        if module is None:
-            continue
-        adapter = _load(module)
-        if adapter.accepts(x):
-            return adapter
-    return None
+    modules = (_MODULES.get(base.__module__.partition(".")[0]) for base in type(x).__mro__)
+    module = next((module for module in modules if module), "dlpack")
+    adapter = _load(module)
+    return adapter if adapter.accepts(x) else None
 
 
 def adapter_of(x: Any, argument: str) -> Adapter:
@@ -79,9 +87,8 @@ def adapter_of(x: Any, argument: str) -> Adapter:
         return adapter
     adapter = _find(x)
     if adapter is None:
-        raise TypeError(
-            f"{argument}: expected an array of NumPy, PyTorch or JAX, got {type(x).__module__}.{type(x).__qualname__}"
-        )
+        kind = f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(f"{argument}: expected an array that speaks DLPack, got {kind}")
     _by_type[type(x)] = adapter
     return adapter
 
@@ -89,3 +96,20 @@ def adapter_of(x: Any, argument: str) -> Adapter:
 def numpy_adapter() -> Adapter:
     """Return NumPy's: for what is given without any array."""
     return _load("numpy")
+
+
+def stream_of(adapter: Adapter, x: Any, stream: Any) -> int | None:
+    """Return the handle of what a call on `x` runs on, None for the CPU; `stream` is what the caller asks for."""
+    current = adapter.stream(x)
+    if stream is None:
+        return current
+    if current is None:
+        raise ValueError("stream: CPU arrays have none, expected None")
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr"):  # PyTorch's and CuPy's name for it, from before that protocol
+        if hasattr(stream, name):
+            return int(getattr(stream, name))
+    raise TypeError(f"stream: expected an int or a stream of {adapter.name}, got {type(stream).__name__}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..packed import Counts, Packed
+from ..packed import PYTREES
 
 # ---- what both kinds have in common
 
@@ -376,9 +376,7 @@ class JaxAdapter:
 
     def device(self, x: Any) -> Any:
         """The set of devices."""
-        if _is_traced(x):
-            return _Anywhere()
-        return None if x.is_deleted() else frozenset(x.devices())
+        return _Anywhere() if _is_traced(x) else frozenset(x.devices())
 
     def dense(self, x: Any, argument: str) -> Any:
         """JAX arrays are dense; concrete ones that are not there or on several devices have no memory to read."""
@@ -389,6 +387,10 @@ class JaxAdapter:
         if len(x.devices()) > 1:
             raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
         return x
+
+    def stream(self, x: Any) -> int | None:
+        """None: JAX shows no streams."""
+        return None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return what gets its value when an operation has run."""
@@ -417,5 +419,5 @@ class JaxAdapter:
 
 adapter = JaxAdapter()
 
-jax.tree_util.register_dataclass(Packed, data_fields=["data"], meta_fields=["layout"])
-jax.tree_util.register_dataclass(Counts, data_fields=["data"], meta_fields=["layout", "workers"])
+for _kind, _static in PYTREES.items():
+    jax.tree_util.register_dataclass(_kind, data_fields=["data"], meta_fields=_static)

@@ -34,7 +34,11 @@ class NumpyAdapter:
         """Return `x`, or a copy that is row-major and of the machine's byte order."""
         if x.flags.c_contiguous and x.dtype.isnative:
             return x
-        return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+        return x.astype(x.dtype.newbyteorder("="), order="C")
+
+    def stream(self, x: Any) -> int | None:
+        """There is none."""
+        return None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised array."""

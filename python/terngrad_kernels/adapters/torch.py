@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from .. import _core
-from ..packed import Counts, Packed
+from ..packed import PYTREES
 
 _DTYPES = {
     "float32": torch.float32,
@@ -57,6 +57,10 @@ class TorchAdapter:
             x = x.resolve_neg()
         return x if x.is_contiguous() else x.contiguous()
 
+    def stream(self, x: Any) -> int | None:
+        """Return that of torch.cuda."""
+        return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
+
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""
         return torch.empty(shape, dtype=_DTYPES[dtype], device=like.device)
@@ -87,15 +91,12 @@ class TorchAdapter:
 
 adapter = TorchAdapter()
 
-pytree.register_pytree_node(
-    Packed,
-    lambda packed: ([packed.data], packed.layout),
-    lambda children, layout: Packed(layout, next(iter(children))),
-    serialized_type_name="terngrad_kernels.Packed",
-)
-pytree.register_pytree_node(
-    Counts,
-    lambda counts: ([counts.data], (counts.layout, counts.workers)),
-    lambda children, static: Counts(static[0], static[1], next(iter(children))),
-    serialized_type_name="terngrad_kernels.Counts",
-)
+for _kind, _static in PYTREES.items():
+    pytree.register_pytree_node(
+        _kind,
+        lambda x, static=_static: ([x.data], tuple(getattr(x, name) for name in static)),
+        lambda leaves, values, kind=_kind, static=_static: kind(
+            data=next(iter(leaves)), **dict(zip(static, values, strict=True))
+        ),
+        serialized_type_name=f"terngrad_kernels.{_kind.__name__}",
+    )

@@ -1,0 +1,87 @@
+"""Paddle's tensors, in dynamic mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from .. import _core
+
+if not hasattr(paddle.Tensor, "__dlpack_c_exchange_api__"):  # older ones have no way to say that they may be written
+    raise ImportError(f"terngrad_kernels takes tensors of Paddle 3.3 and later, this is Paddle {paddle.__version__}")
+
+_DTYPES = {
+    "float32": paddle.float32,
+    "float16": paddle.float16,
+    "bfloat16": paddle.bfloat16,
+    "float64": paddle.float64,
+    "int8": paddle.int8,
+    "uint8": paddle.uint8,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _require_memory(x: Any, argument: str) -> None:
+    """Refuse what has none, or not as one array."""
+    if not isinstance(x, paddle.Tensor):
+        raise TypeError(f"{argument}: a symbolic value of a static graph; terngrad_kernels works on eager tensors")
+    if not x.is_dense() or x.is_dist():
+        kind = "distributed" if x.is_dist() else "sparse"
+        raise TypeError(f"{argument}: expected a dense tensor, got one that is {kind}")
+
+
+class PaddleAdapter:
+    """See `terngrad_kernels.adapters.Adapter`."""
+
+    name = "paddle"
+    core = _core
+
+    def accepts(self, x: Any) -> bool:
+        """Tensors, and the values of static graphs, which `dense` refuses with the reason."""
+        return isinstance(x, (paddle.Tensor, paddle.static.Variable, paddle.pir.Value))
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Data only, outside autograd."""
+        _require_memory(x, argument)
+        return x if x.is_contiguous() else x.detach().contiguous()
+
+    def dtype(self, x: Any) -> str:
+        """The name without "paddle."."""
+        return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("paddle.")
+
+    def device(self, x: Any) -> Any:
+        """A place."""
+        return x.place
+
+    def stream(self, x: Any) -> int | None:
+        """Return that of paddle.device."""
+        return int(paddle.device.current_stream(x.place).stream_base.cuda_stream) if x.place.is_gpu_place() else None
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return an uninitialised tensor."""
+        return paddle.empty(shape, dtype=_DTYPES[dtype], device=like.place)
+
+    def result(self, written: Any) -> Any:
+        """Return the tensor itself."""
+        return written
+
+    def writable(self, x: Any, argument: str) -> Any:
+        """Return the tensor itself: `_core` sees what it is."""
+        _require_memory(x, argument)
+        return x
+
+    def as_float32(self, x: Any) -> Any:
+        """Return a view."""
+        return x.view("float32")
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return a copy."""
+        return x.numpy()
+
+    def from_numpy(self, x: Any, like: Any) -> Any:
+        """Return a copy on the device of `like`."""
+        return paddle.to_tensor(x, place=like.place)
+
+
+adapter = PaddleAdapter()

@@ -1,0 +1,71 @@
+"""TensorFlow's tensors and variables, eager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from .. import _core
+
+
+class TensorFlowAdapter:
+    """See `terngrad_kernels.adapters.Adapter`."""
+
+    name = "tensorflow"
+    core = _core
+
+    def accepts(self, x: Any) -> bool:
+        """Dense tensors, variables, and symbolic tensors, which `dense` refuses with the reason."""
+        return isinstance(x, (tf.Tensor, tf.Variable))
+
+    def dense(self, x: Any, argument: str) -> Any:
+        """Tensors are dense; variables are read; a symbolic tensor has no memory to read."""
+        if isinstance(x, tf.Variable):
+            x = x.read_value()
+        if not hasattr(x, "numpy"):
+            raise TypeError(
+                f"{argument}: a symbolic tensor of a tf.function; terngrad_kernels works on eager tensors "
+                "(call it outside, or through tf.py_function)"
+            )
+        return x
+
+    def dtype(self, x: Any) -> str:
+        """The name without "tf."."""
+        return str(x.dtype.name)
+
+    def device(self, x: Any) -> Any:
+        """The name of the device."""
+        return x.device
+
+    def stream(self, x: Any) -> int | None:
+        """None: TensorFlow shows no streams."""
+        return None
+
+    def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        """Return memory that TensorFlow can take over without a copy."""
+        return _core.Buffer(list(shape), dtype)
+
+    def result(self, written: Any) -> Any:
+        """Hand the memory to TensorFlow."""
+        return tf.experimental.dlpack.from_dlpack(written.__dlpack__())
+
+    def writable(self, x: Any, argument: str) -> Any:
+        """No tensor is, and a variable's memory may be shared with tensors that were read from it."""
+        raise TypeError(f"{argument}: TensorFlow's tensors are immutable; leave {argument} out")
+
+    def as_float32(self, x: Any) -> Any:
+        """Return a copy: TensorFlow has no views."""
+        return tf.bitcast(tf.reshape(x, (*x.shape[:-1], x.shape[-1] // 4, 4)), tf.float32)
+
+    def to_numpy(self, x: Any) -> Any:
+        """Return a view of a host tensor where possible."""
+        return x.numpy()
+
+    def from_numpy(self, x: Any, like: Any) -> Any:
+        """Return a copy on the device of `like`."""
+        with tf.device(like.device):
+            return tf.constant(x)
+
+
+adapter = TensorFlowAdapter()

@@ -72,6 +72,8 @@ std::vector<std::string> runnable_isas() {
   return names;
 }
 
+bool isa_is_selected() { return selected.load(std::memory_order_acquire) != nullptr; }
+
 std::string selected_isa() { return kernels().isa; }
 
 void select_isa(const std::string& name) {

@@ -17,6 +17,8 @@ TERNGRAD_API std::vector<std::string> built_isas();
 TERNGRAD_API std::vector<std::string> runnable_isas();
 
 TERNGRAD_API std::string selected_isa();
+// Whether select_isa or select_isa_from_environment has chosen one already.
+bool isa_is_selected();
 // Throws ValueError, with the choices, if `name` cannot run here.
 TERNGRAD_API void select_isa(const std::string& name);
 // The widest, or what TERNGRAD_KERNELS_ISA says. Throws as select_isa does.

@@ -40,7 +40,7 @@ thread_local bool inside_part = false;
 // One job at a time; its caller works too. Parts are tickets, so a thread that comes late takes nothing.
 class Pool {
  public:
-  bool try_run(int64_t parts, int helpers, const std::function<void(int64_t)>& part) {
+  bool try_run(int64_t parts, int helpers, const Part& part) {
     std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
     if (!caller.owns_lock()) return false;
     {
@@ -86,7 +86,7 @@ class Pool {
 
   void work() {
     while (true) {
-      const std::function<void(int64_t)>* part;
+      const Part* part;
       int64_t ticket;
       {
         std::lock_guard<std::mutex> lock(state_);
@@ -110,7 +110,7 @@ class Pool {
   std::condition_variable wake_;
   std::condition_variable finished_;
   std::vector<std::thread> threads_;
-  const std::function<void(int64_t)>* part_ = nullptr;
+  const Part* part_ = nullptr;
   int64_t parts_ = 0;
   int64_t next_ = 0;
   int64_t done_ = 0;
@@ -160,7 +160,7 @@ void set_num_threads_from_environment() {
   set_num_threads(count);
 }
 
-void parallel(int64_t parts, const std::function<void(int64_t)>& part) {
+void parallel(int64_t parts, const Part& part) {
   if (parts > 1 && !inside_part && the_pool().try_run(parts, static_cast<int>(parts) - 1, part)) return;
   const FloatEnvironment environment;
   for (int64_t i = 0; i < parts; ++i) part(i);

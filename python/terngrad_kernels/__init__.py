@@ -17,7 +17,7 @@ import logging
 
 from ._core import VERSION as __version__
 from ._core import get_num_threads, set_num_threads
-from .info import build_info
+from .info import build_info, get_cmake_dir, get_include, get_library
 from .layout import Layout
 from .operations import (
     clip,
@@ -48,6 +48,9 @@ __all__ = [
     "decode_sum",
     "encode",
     "from_bytes",
+    "get_cmake_dir",
+    "get_include",
+    "get_library",
     "get_num_threads",
     "pack",
     "repack",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import _core
 
-__all__ = ["WIRE_FORMAT_VERSION", "build_info"]
+__all__ = ["WIRE_FORMAT_VERSION", "build_info", "get_cmake_dir", "get_include", "get_library"]
 
 #: Version of the bytes: contract section 7, docs/format.md.
 WIRE_FORMAT_VERSION = 1
@@ -38,3 +39,47 @@ def build_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
     }
+
+
+# Beside the compiled module, which in an editable install is not beside the sources.
+_INSTALLED = Path(_core.__file__).resolve().parent
+
+
+def _installed(*parts: str) -> str:
+    path = _INSTALLED.joinpath(*parts)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not part of this installation")
+    return str(path)
+
+
+def get_include() -> str:
+    """Return the folder of terngrad_kernels.h, the C interface (docs/c_api.md).
+
+    Returns
+    -------
+    str
+        A folder for the compiler's ``-I``.
+    """
+    return _installed("include")
+
+
+def get_library() -> str:
+    """Return the path of the shared library that terngrad_kernels.h declares and that the Python module uses.
+
+    Returns
+    -------
+    str
+        The file, to link with or to load; programs that link with it by path need its folder as their rpath.
+    """
+    return _installed("libterngrad_kernels.so")
+
+
+def get_cmake_dir() -> str:
+    """Return the folder of the CMake package, which has the target ``terngrad_kernels::terngrad_kernels``.
+
+    Returns
+    -------
+    str
+        A folder for ``-Dterngrad_kernels_DIR=``, with which ``find_package(terngrad_kernels CONFIG)`` finds it.
+    """
+    return _installed("cmake")

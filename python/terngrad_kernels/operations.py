@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
-from .adapters import Adapter, adapter_of, numpy_adapter, stream_of
+from .adapters import Adapter, adapter_of, numpy_adapter, recorder_of, stream_of
 from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
@@ -338,6 +338,21 @@ def encode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: Packed = recorder.encode(
+            x,
+            clip=clip,
+            seed=seed,
+            offset=offset,
+            layer=layer,
+            packing=packing,
+            block=block,
+            scales=scales,
+            layout=layout,
+            out=out,
+            stream=stream,
+        )
+        return recorded
     bucket = _bucket(x)
     stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
@@ -395,6 +410,8 @@ def decode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(packed):
+        return recorder.decode(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
     layout, adapter, data = _one_message(packed)
     stream_of(adapter, data, stream)
     if accumulate and out is None:
@@ -435,6 +452,8 @@ def decode_sum(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        return recorder.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
     given = _messages(messages)
     stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
@@ -471,6 +490,9 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
     TypeError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        recorded: Counts = recorder.sum_trits(messages, out=out, stream=stream)
+        return recorded
     given = _messages(messages, Layout.same_cuts)
     stream_of(given.adapter, given.like, stream)
     each = given.number // len(given.items)
@@ -537,6 +559,20 @@ def repack(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(messages):
+        recorded: Packed = recorder.repack(
+            messages,
+            seed=seed,
+            offset=offset,
+            layer=layer,
+            weights=weights,
+            clip=clip,
+            scales=scales,
+            packing=packing,
+            out=out,
+            stream=stream,
+        )
+        return recorded
     given = _messages(messages)
     stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
@@ -602,6 +638,11 @@ def scales(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: Scales = recorder.scales(
+            x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream
+        )
+        return recorded
     bucket = _bucket(x)
     stream_of(bucket.adapter, bucket.like, stream)
     if layout is None:
@@ -657,6 +698,8 @@ def clip(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        return recorder.clip(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
     bucket = _bucket(x)
     stream_of(bucket.adapter, bucket.like, stream)
     layout = _layout_of(bucket, "two_bit", None)
@@ -703,6 +746,11 @@ def ternarize(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(x):
+        recorded: tuple[Any, Any] = recorder.ternarize(
+            x, clip=clip, seed=seed, offset=offset, layer=layer, scales=scales, out=out, stream=stream
+        )
+        return recorded
     bucket = _bucket(x)
     stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
@@ -750,6 +798,8 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(trits):
+        return recorder.pack(trits, packing=packing, out=out, stream=stream)
     adapter, array = _dense(trits, "trits")
     stream_of(adapter, array, stream)
     code = _ternary_code(packing)
@@ -786,6 +836,8 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
+    if recorder := recorder_of(payload):
+        return recorder.unpack(payload, shape=shape, packing=packing, out=out, stream=stream)
     adapter, array = _dense(payload, "payload")
     stream_of(adapter, array, stream)
     code = _ternary_code(packing)
@@ -816,5 +868,7 @@ def validate(packed: Packed | Counts) -> None:
     TypeError
         If `packed` is neither, or its data not uint8.
     """
+    if recorder := recorder_of(packed):
+        recorder.validate(packed)
     layout, adapter, data = _one_message(packed)
     adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)

@@ -7,18 +7,20 @@ anything else that speaks DLPack are `dlpack`'s. Nothing else in the package kno
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "numpy_adapter", "stream_of"]
+__all__ = ["Adapter", "adapter_of", "numpy_adapter", "recorder_of", "stream_of"]
 
 
 class Adapter(Protocol):
     """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
 
     name: str
-    #: The operations, as functions of `_core`: `_core` itself, or what takes their place where arrays have no memory
-    #: yet, because the framework only records what is to be done with them (`jax.jit`, `torch.compile`).
-    core: Any
+
+    @property
+    def core(self) -> Any:
+        """The operations, as functions: `_core`, or what takes its place where arrays may only be traced yet."""
 
     def accepts(self, x: Any) -> bool:
         """Whether `x` is an array of this framework."""
@@ -96,6 +98,21 @@ def adapter_of(x: Any, argument: str) -> Adapter:
 def numpy_adapter() -> Adapter:
     """Return NumPy's: for what is given without any array."""
     return _load("numpy")
+
+
+def recorder_of(x: Any) -> Any:
+    """Return the module whose functions record an operation on `x` (or on arrays in it) where a compiler reads along.
+
+    None where the operation is to be run. Only PyTorch's compilers need it: TorchDynamo reads source, and has to be led
+    away before it comes to caches and compiled objects.
+    """
+    # None also while PyTorch is being imported.
+    is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
+    if is_compiling is None or not is_compiling():
+        return None
+    from . import torch_recorder
+
+    return torch_recorder if torch_recorder.is_recorded(x) else None
 
 
 def stream_of(adapter: Adapter, x: Any, stream: Any) -> int | None:

@@ -33,14 +33,29 @@ class _Anywhere:
 
 
 class _Output:
-    """What an operation writes. JAX's arrays cannot be written, so it has a value only afterwards."""
+    """What an operation writes, since no JAX array can be: memory that JAX takes over; traced, a value."""
 
-    __slots__ = ("dtype", "shape", "value")
+    __slots__ = ("_memory", "dtype", "shape", "value")
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self.shape = shape
         self.dtype = dtype
         self.value: Any = None
+        self._memory: _core.Buffer | None = None
+
+    def memory(self) -> _core.Buffer:
+        if self._memory is None:
+            self._memory = _core.Buffer(list(self.shape), self.dtype)
+        return self._memory
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.memory().__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.memory().__dlpack_device__()
+
+    def result(self) -> Any:
+        return jax.dlpack.from_dlpack(self.memory()) if self.value is None else self.value
 
 
 def _flat(items: Iterable[Any]) -> list[Any]:
@@ -61,28 +76,6 @@ def _word(value: Any) -> Any:
     if not _is_traced(value):
         return int(value)
     return jnp.stack([value.astype(jnp.uint32), (value >> 31).astype(jnp.uint32)])
-
-
-# ---- concrete arrays: `_core` reads their memory, and writes memory that JAX takes over
-
-
-def _run(function: Callable[..., None], *arguments: Any) -> None:
-    """Call one of `_core`'s functions and fill the outputs."""
-    memory = {
-        id(output): _core.Buffer(list(output.shape), output.dtype)
-        for output in _flat(arguments)
-        if isinstance(output, _Output)
-    }
-
-    def written(argument: Any) -> Any:
-        if isinstance(argument, tuple):
-            return tuple(memory.get(id(item), item) for item in argument)
-        return memory.get(id(argument), argument)
-
-    function(*map(written, arguments))
-    for output in _flat(arguments):
-        if isinstance(output, _Output):
-            output.value = jax.dlpack.from_dlpack(memory[id(output)])
 
 
 # ---- traced arrays: custom calls of XLA, whose operands, results and attributes csrc/bindings/xla.cpp says
@@ -218,7 +211,7 @@ class _Core:
 
     def scales(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scale: _Output, limit: _Output) -> None:
         if not any(map(_is_traced, _flat([x]))):
-            return _run(_core.scales, layout, x, clip, center, scale, limit)
+            return _core.scales(layout, x, clip, center, scale, limit)
         _call(
             "scales",
             _layers(layout, x),
@@ -230,7 +223,7 @@ class _Core:
 
     def clip(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scales: Any, out: Any) -> None:
         if not any(map(_is_traced, _flat([x, scales]))):
-            return _run(_core.clip, layout, x, clip, center, scales, out)
+            return _core.clip(layout, x, clip, center, scales, out)
         passed, scaled = _passed(layout, scales)
         _call(
             "clip",
@@ -275,7 +268,7 @@ class _Core:
     ) -> None:
         seed, offset = _word(seed), _word(offset)
         if not any(map(_is_traced, _flat([x, scales, seed, offset]))):
-            return _run(function, layout, x, clip, scales, seed, offset, layer, *out)
+            return function(layout, x, clip, scales, seed, offset, layer, *out)
         passed, scaled = _passed(layout, scales)
         draw, first = _draw(seed, offset, layer, len(layout.sizes))
         _call(
@@ -290,20 +283,20 @@ class _Core:
 
     def decode(self, layout: _core.Layout, data: Any, weight: Any, accumulate: bool, out: Any) -> None:
         if not _is_traced(data):
-            return _run(_core.decode, layout, data, weight, accumulate, out)
+            return _core.decode(layout, data, weight, accumulate, out)
         _expect(data, "packed.data", layout.nbytes, "uint8")
         _core.decode(_NOTHING, np.empty(0, np.uint8), weight, False, np.empty(0, np.float32))
         _call("decode", (data,), _flat([out]), layout=layout.description, weight=np.float64(weight))
 
     def decode_sum(self, layout: _core.Layout, messages: Any, weights: tuple[Any, ...], out: Any) -> None:
         if not any(map(_is_traced, _flat([messages]))):
-            return _run(_core.decode_sum, layout, messages, weights, out)
+            return _core.decode_sum(layout, messages, weights, out)
         arrays, factors = _weighted(layout, messages, weights)
         _call("decode_sum", arrays, _flat([out]), layout=layout.description, weights=factors)
 
     def sum_trits(self, messages: list[tuple[_core.Layout, Any, int]], result: _core.Layout, out: _Output) -> None:
         if not any(_is_traced(data) for _, data, _ in messages):
-            return _run(_core.sum_trits, messages, result, out)
+            return _core.sum_trits(messages, result, out)
         for i, (layout, data, _) in enumerate(messages):
             _expect(data, f"messages[{i}]", layout.nbytes * (data.shape[0] if data.ndim == 2 else 1), "uint8")
         layouts = {f"layout{i}": layout.description for i, (layout, _, _) in enumerate(messages)}
@@ -326,7 +319,7 @@ class _Core:
     ) -> None:
         seed, offset = _word(seed), _word(offset)
         if not any(map(_is_traced, _flat([messages, scales, seed, offset]))):
-            return _run(_core.repack, layout, messages, weights, clip, scales, seed, offset, layer, result, out)
+            return _core.repack(layout, messages, weights, clip, scales, seed, offset, layer, result, out)
         arrays, factors = _weighted(layout, messages, weights)
         passed, scaled = _passed(layout, scales)
         draw, first = _draw(seed, offset, layer, len(layout.sizes))
@@ -344,13 +337,13 @@ class _Core:
 
     def pack(self, trits: Any, packing: int, out: _Output) -> None:
         if not _is_traced(trits):
-            return _run(_core.pack, trits, packing, out)
+            return _core.pack(trits, packing, out)
         _expect(trits, "trits", trits.size, "int8")
         _call("pack", (trits,), (out,), packing=np.int64(packing))
 
     def unpack(self, payload: Any, packing: int, out: _Output) -> None:
         if not _is_traced(payload):
-            return _run(_core.unpack, payload, packing, out)
+            return _core.unpack(payload, packing, out)
         _expect(payload, "payload", payload.size, "uint8")
         _call("unpack", (payload,), (out,), packing=np.int64(packing))
 
@@ -393,12 +386,12 @@ class JaxAdapter:
         return None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return what gets its value when an operation has run."""
+        """Return memory that JAX can take over without a copy, or the place of a value that is traced."""
         return _Output(shape, dtype)
 
     def result(self, written: Any) -> Any:
-        """Return the value."""
-        return written.value
+        """Hand the memory to JAX, or return what was traced."""
+        return written.result()
 
     def writable(self, x: Any, argument: str) -> Any:
         """No JAX array is."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
 from .. import _core
+from ..layout import Layout
 from ..packed import PYTREES
+from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -91,12 +94,29 @@ class TorchAdapter:
 
 adapter = TorchAdapter()
 
-for _kind, _static in PYTREES.items():
+
+def _register(kind: Any, static: tuple[str, ...]) -> None:
+    """Make a pytree of a kind of message: its data is the leaf, its other fields are static, and saved as text."""
+
+    def values(x: Any) -> tuple[Any, ...]:
+        return tuple(getattr(x, name) for name in static)
+
+    def load(text: str) -> tuple[Any, ...]:
+        layout, *others = json.loads(text)
+        return Layout(*layout), *others
+
     pytree.register_pytree_node(
-        _kind,
-        lambda x, static=_static: ([x.data], tuple(getattr(x, name) for name in static)),
-        lambda leaves, values, kind=_kind, static=_static: kind(
-            data=next(iter(leaves)), **dict(zip(static, values, strict=True))
-        ),
-        serialized_type_name=f"terngrad_kernels.{_kind.__name__}",
+        kind,
+        lambda x: ([x.data], values(x)),
+        lambda leaves, values: kind(data=next(iter(leaves)), **dict(zip(static, values, strict=True))),
+        serialized_type_name=f"terngrad_kernels.{kind.__name__}",
+        flatten_with_keys_fn=lambda x: ([(pytree.GetAttrKey("data"), x.data)], values(x)),
+        to_dumpable_context=lambda values: json.dumps([values[0].__reduce__()[1], *values[1:]]),
+        from_dumpable_context=load,
     )
+
+
+for _kind, _static in PYTREES.items():
+    _register(_kind, _static)
+# For torch.load(weights_only=True), which torch.export.load calls for the arguments that a program was made with.
+torch.serialization.add_safe_globals([Layout, *PYTREES])

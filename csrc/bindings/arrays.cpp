@@ -221,6 +221,12 @@ bool HeldArray::take_exchanged(py::handle object) {
   return true;
 }
 
+Packing packing_of(int64_t code) {
+  if (code < 0 || code > static_cast<int64_t>(Packing::counts16))
+    throw ValueError("packing: unknown code " + std::to_string(code));
+  return static_cast<Packing>(code);
+}
+
 HeldArrays::HeldArrays(py::handle object, const char* argument) {
   if (PyTuple_Check(object.ptr()) == 0) {
     held_.emplace_back(object, argument);

@@ -15,6 +15,9 @@ namespace py = pybind11;
 
 class TakenTensor;
 
+// The packing of that code. Throws ValueError if there is none.
+Packing packing_of(int64_t code);
+
 // A dense array and what keeps its memory alive for the length of a call.
 class HeldArray {
  public:

@@ -14,6 +14,7 @@
 #include "../runtime/operations.h"
 #include "../runtime/threads.h"
 #include "arrays.h"
+#include "xla.h"
 
 namespace terngrad {
 
@@ -29,13 +30,18 @@ uint64_t word_of(py::handle object, const char* argument) {
   };
   if (PyBool_Check(object.ptr()) != 0) return refuse();
   if (PyLong_Check(object.ptr()) == 0 && py::hasattr(object, "__dlpack__") && py::hasattr(object, "shape")) {
-    const HeldArray held(object, argument);
-    const bool whole = held.array.element == Element::int64 && held.array.size == 1;
-    const bool halves = held.array.element == Element::uint32 && held.array.size == 2;
-    if (!whole && !halves) return refuse();
-    uint64_t word;
-    std::memcpy(&word, held.array.data, sizeof word);
-    return word;
+    try {
+      const HeldArray held(object, argument);
+      const bool whole = held.array.element == Element::int64 && held.array.size == 1;
+      const bool halves = held.array.element == Element::uint32 && held.array.size == 2;
+      if (!whole && !halves) return refuse();
+      uint64_t word;
+      std::memcpy(&word, held.array.data, sizeof word);
+      return word;
+    } catch (const py::error_already_set& error) {
+      if (error.matches(PyExc_TypeError)) return refuse();  // a value of JAX's that is only traced, say
+      throw;
+    }
   }
   if (PyIndex_Check(object.ptr()) == 0) return refuse();
   const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
@@ -134,12 +140,6 @@ py::tuple pieces_of(const Layout& layout) {
   return pieces;
 }
 
-Packing packing_of(int code) {
-  if (code < 0 || code > static_cast<int>(Packing::counts16))
-    throw ValueError("packing: unknown code " + std::to_string(code));
-  return static_cast<Packing>(code);
-}
-
 std::vector<Packing> packings_of(const std::vector<int>& codes) {
   std::vector<Packing> packings;
   packings.reserve(codes.size());
@@ -153,6 +153,11 @@ void define_layout(py::module_& m) {
           py::init([](std::vector<int64_t> sizes, const std::vector<int>& packings, int64_t block, int64_t shards,
                       int64_t index) { return Layout(std::move(sizes), packings_of(packings), block, shards, index); }),
           py::arg("sizes"), py::arg("packings"), py::arg("block"), py::arg("shards"), py::arg("index"))
+      .def_property_readonly("description",
+                             [](const Layout& self) {
+                               const std::vector<int64_t>& numbers = self.description();
+                               return py::array_t<int64_t>(static_cast<py::ssize_t>(numbers.size()), numbers.data());
+                             })
       .def_property_readonly("sizes", &Layout::sizes)
       .def_property_readonly("size", &Layout::size)
       .def_property_readonly("nbytes", &Layout::nbytes)
@@ -325,6 +330,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   define_layout(m);
   define_operations(m);
   define_inner_values(m);
+  define_xla_handlers(m);
   m.def("isas", &runnable_isas);
   m.def("built_isas", &built_isas);
   m.def("isa", &selected_isa);

@@ -39,6 +39,9 @@ int64_t weight_of(Packing packing) { return packing == Packing::float32 ? kFloat
 Layout::Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_t block, int64_t shards, int64_t index)
     : sizes_(std::move(sizes)), is_shard_(index >= 0) {
   const auto layers = static_cast<int64_t>(sizes_.size());
+  description_ = {block, shards, index, layers};
+  description_.insert(description_.end(), sizes_.begin(), sizes_.end());
+  for (const Packing packing : packings) description_.push_back(static_cast<int64_t>(packing));
   const auto packing_of = [&](int64_t layer) {
     return packings.size() == 1 ? packings[0] : packings[static_cast<size_t>(layer)];
   };

@@ -16,6 +16,9 @@ class TERNGRAD_API Layout {
   // `index`: 0..shards-1 for the layout of that shard alone, -1 for the whole. Throws ValueError.
   Layout(std::vector<int64_t> sizes, std::vector<Packing> packings, int64_t block, int64_t shards, int64_t index);
 
+  // What the layout was made from, as numbers, so that it can be made again elsewhere: block, shards, index, the number
+  // of layers, their sizes, the packings.
+  const std::vector<int64_t>& description() const { return description_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
   // Elements of each layer that lie in this layout.
   const std::vector<int64_t>& sizes() const { return sizes_; }
@@ -29,6 +32,7 @@ class TERNGRAD_API Layout {
   bool is_shard() const { return is_shard_; }
 
  private:
+  std::vector<int64_t> description_;
   std::vector<int64_t> sizes_;
   std::vector<Piece> pieces_;
   std::vector<std::pair<int64_t, int64_t>> gaps_;

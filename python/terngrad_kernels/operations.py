@@ -309,8 +309,8 @@ def encode(
     clip : float > 0 or None, default 2.5
         Clip each layer to `clip` times its root mean square. None: off. Not used where `scales` are given.
     seed : int or array, default 0
-        Key of the random bits: an int in [-2**63, 2**64), a 0-d int64 array, or a uint32 array (low, high). Each worker
-        needs one of its own.
+        Key of the random bits: an int in [-2**63, 2**64), a 0-d int64 array (JAX: int32 too), or a uint32 array
+        (low, high). Each worker needs one of its own.
     offset : int or array, default 0
         Step counter, as `seed`. Equal (seed, offset, layer) draw equal bits, everywhere.
     layer : int, default 0
@@ -367,7 +367,7 @@ def encode(
     _require_no_counts(layout, "packing")
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    _core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
+    adapter.core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
     return Packed(layout, _results(adapter, data, out))
 
 
@@ -417,7 +417,7 @@ def decode(
     if accumulate and out is None:
         raise ValueError("accumulate: needs out, to add to")
     written = _decoded(layout, adapter, data, out, dtype)
-    _core.decode(layout.geometry, data, weight, bool(accumulate), written)
+    adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written)
     return _results(adapter, written, out)
 
 
@@ -458,7 +458,7 @@ def decode_sum(
     stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
     written = _decoded(given.layout, given.adapter, given.like, out, dtype)
-    _core.decode_sum(given.layout.geometry, given.data, factors, written)
+    given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written)
     return _results(given.adapter, written, out)
 
 
@@ -506,7 +506,7 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
         for message, array in zip(given.items, arrays, strict=True)
     ]
-    _core.sum_trits(summands, layout.geometry, data)
+    given.adapter.core.sum_trits(summands, layout.geometry, data)
     return Counts(layout, workers, _results(given.adapter, data, out))
 
 
@@ -581,7 +581,9 @@ def repack(
     data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     passed = _passed(scales, adapter)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    _core.repack(given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data)
+    adapter.core.repack(
+        given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data
+    )
     return Packed(layout, _results(adapter, data, out))
 
 
@@ -656,7 +658,7 @@ def scales(
     shape = (layout.groups,)
     scale = _output(bucket.adapter, scale_out, shape, "float32", bucket.like, "out.scale")
     limit = _output(bucket.adapter, limit_out, shape, "float32", bucket.like, "out.limit")
-    _core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit)
+    bucket.adapter.core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit)
     return Scales(_results(bucket.adapter, scale, scale_out), _results(bucket.adapter, limit, limit_out))
 
 
@@ -702,7 +704,9 @@ def clip(
     stream_of(bucket.adapter, bucket.like, stream)
     layout = _layout_of(bucket, "two_bit", None)
     written = _like(bucket, out, bucket.dtype)
-    _core.clip(layout.geometry, bucket.arrays, clip, bool(center), _passed(scales, bucket.adapter), written)
+    bucket.adapter.core.clip(
+        layout.geometry, bucket.arrays, clip, bool(center), _passed(scales, bucket.adapter), written
+    )
     return _results(bucket.adapter, written, out)
 
 
@@ -757,7 +761,9 @@ def ternarize(
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    _core.ternarize(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale)
+    adapter.core.ternarize(
+        layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale
+    )
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
 
 
@@ -798,7 +804,7 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     stream_of(adapter, array, stream)
     code = _ternary_code(packing)
     payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(array.shape)),), "uint8", array)
-    _core.pack(array, code, payload)
+    adapter.core.pack(array, code, payload)
     return _results(adapter, payload, out)
 
 
@@ -843,7 +849,7 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     trits = _output(adapter, out, sizes, "int8", array)
     if out is not None and math.prod(trits.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
         raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(trits.shape)}")
-    _core.unpack(array, code, trits)
+    adapter.core.unpack(array, code, trits)
     return _results(adapter, trits, out)
 
 
@@ -864,5 +870,5 @@ def validate(packed: Packed | Counts) -> None:
     """
     if recorder := recorder_of(packed):
         recorder.validate(packed)
-    layout, _, data = _one_message(packed)
-    _core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)
+    layout, adapter, data = _one_message(packed)
+    adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)

@@ -18,6 +18,10 @@ class Adapter(Protocol):
 
     name: str
 
+    @property
+    def core(self) -> Any:
+        """The operations, as functions: `_core`, or what takes its place where arrays may only be traced yet."""
+
     def accepts(self, x: Any) -> bool:
         """Whether `x` is an array of this framework."""
 
@@ -34,7 +38,7 @@ class Adapter(Protocol):
         """Return the handle of the current stream of the device of `x`, None for the CPU."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return something that `_core` can write, on the device of `like` (None: the host)."""
+        """Return something that `core` can write, on the device of `like` (None: the host)."""
 
     def result(self, written: Any) -> Any:
         """Turn what `empty` gave into the framework's array."""

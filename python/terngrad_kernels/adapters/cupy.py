@@ -6,11 +6,14 @@ from typing import Any
 
 import cupy
 
+from .. import _core
+
 
 class CuPyAdapter:
     """See `terngrad_kernels.adapters.Adapter`. Work is done with the device of the array as the current one."""
 
     name = "cupy"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """Arrays."""

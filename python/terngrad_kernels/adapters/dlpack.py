@@ -40,6 +40,7 @@ class DLPackAdapter:
     """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as an `Array` of their memory."""
 
     name = "dlpack"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """Whatever has the method; what it gives is seen when it is called."""

@@ -1,24 +1,366 @@
-"""JAX arrays outside `jax.jit`."""
+"""JAX arrays: concrete ones, and those that `jax.jit` and its like trace."""
 
 from __future__ import annotations
 
+import inspect
+import operator
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _core
 from ..packed import PYTREES
+
+# ---- what both kinds have in common
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+class _Anywhere:
+    """Where traced values lie: wherever those do that the compiled function is called with."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Output:
+    """What an operation writes, since no JAX array can be: memory that JAX takes over; traced, a value."""
+
+    __slots__ = ("_memory", "dtype", "shape", "value")
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape = shape
+        self.dtype = dtype
+        self.value: Any = None
+        self._memory: _core.Buffer | None = None
+
+    def memory(self) -> _core.Buffer:
+        if self._memory is None:
+            self._memory = _core.Buffer(list(self.shape), self.dtype)
+        return self._memory
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        return self.memory().__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.memory().__dlpack_device__()
+
+    def result(self) -> Any:
+        return jax.dlpack.from_dlpack(self.memory()) if self.value is None else self.value
+
+
+def _flat(items: Iterable[Any]) -> list[Any]:
+    """Return what is in the tuples, without None."""
+    flat: list[Any] = []
+    for item in items:
+        if isinstance(item, tuple):
+            flat += item
+        elif item is not None:
+            flat.append(item)
+    return flat
+
+
+def _word(value: Any) -> Any:
+    """Take JAX's own ints for Python's, which they are under `jax.jit`: without 64-bit types they have 32."""
+    if not isinstance(value, jax.Array) or value.dtype != jnp.int32 or value.ndim:
+        return value
+    if not _is_traced(value):
+        return int(value)
+    return jnp.stack([value.astype(jnp.uint32), (value >> 31).astype(jnp.uint32)])
+
+
+# ---- traced arrays: custom calls of XLA, whose operands, results and attributes csrc/bindings/xla.cpp says
+
+
+_registering = threading.Lock()
+_registered = False
+
+
+def _register() -> None:
+    """Tell XLA of the handlers, when the first is needed."""
+    global _registered
+    with _registering:
+        if _registered:
+            return
+        if not hasattr(jax, "ffi"):
+            raise TypeError(f"traced values need jax 0.5 or newer, which has jax.ffi; this is {jax.__version__}")
+        for platform, handlers in _core.xla_handlers().items():
+            for name, handler in handlers.items():
+                jax.ffi.register_ffi_target(name, handler, platform=platform)
+        _registered = True
+
+
+# JAX 0.5 does not track over which axes values vary; 0.6.0 does, but lets no result of a custom call say so.
+_SAYS_VARYING = "vma" in inspect.signature(jax.ShapeDtypeStruct).parameters
+
+
+def _alike(operands: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return operands that all vary over the same axes of an enclosing `jax.shard_map`, and what says so of results."""
+    if not _SAYS_VARYING:
+        return operands, {}
+    axes: list[frozenset[Any]] = [getattr(jax.typeof(x), "vma", frozenset()) for x in operands]
+    varying = frozenset().union(*axes)
+    if not varying:
+        return operands, {}
+    if hasattr(jax.lax, "pcast"):
+        cast = [jax.lax.pcast(x, tuple(varying - own), to="varying") for x, own in zip(operands, axes, strict=True)]
+    else:
+        cast = [jax.lax.pvary(x, tuple(varying - own)) for x, own in zip(operands, axes, strict=True)]
+    return cast, {"vma": varying}
+
+
+def _call(name: str, operands: Iterable[Any], outputs: Iterable[_Output], **attributes: Any) -> None:
+    """Call a handler. Its inputs are read as data, outside differentiation."""
+    alike, kinds = _alike([jax.lax.stop_gradient(x) for x in operands])
+    # What JAX has no type for comes in the one that it has: float64 in float32.
+    results = [
+        jax.ShapeDtypeStruct(output.shape, jax.dtypes.canonicalize_dtype(output.dtype), **kinds) for output in outputs
+    ]
+    if not results:
+        return
+    # One row after the other under vmap: so each gives what it gives by itself.
+    _register()
+    call = jax.ffi.ffi_call(f"terngrad_kernels.{name}.v1", results, vmap_method="sequential")
+    for output, value in zip(outputs, call(*alike, **attributes), strict=True):
+        output.value = value
+
+
+def _expect(x: Any, argument: str, size: int, dtype: str | None = None) -> None:
+    """Check now what the handler can only find out when it runs."""
+    if dtype is not None and x.dtype.name != dtype:
+        raise TypeError(f"{argument}: expected {dtype}, got {x.dtype.name}")
+    if x.size != size:
+        raise ValueError(f"{argument}: expected {size} elements, got {x.size}")
+
+
+def _layers(layout: _core.Layout, x: Any) -> tuple[Any, ...]:
+    """Return the layers as operands."""
+    if not isinstance(x, tuple):
+        _expect(x, "x", layout.size)
+        return (x,)
+    for i, (item, size) in enumerate(zip(x, layout.sizes, strict=True)):
+        _expect(item, f"x[{i}]", size)
+    return x
+
+
+def _passed(layout: _core.Layout, scales: tuple[Any, Any] | None) -> tuple[tuple[Any, ...], np.int64]:
+    """Return the operands that passed scales are, and whether there are any."""
+    if scales is None:
+        return (), np.int64(0)
+    for x, name in zip(scales, ("scales.scale", "scales.limit"), strict=True):
+        _expect(x, name, layout.groups, "float32")
+    return scales, np.int64(1)
+
+
+def _halves(value: Any, argument: str) -> Any:
+    """Return a seed or an offset as an operand of 8 bytes."""
+    if isinstance(value, jax.Array):
+        if (value.dtype.name, value.size) in (("int64", 1), ("uint32", 2)):
+            return value
+        raise TypeError(
+            f"{argument}: expected an int, a 0-d int64 array or a uint32 array (low, high), "
+            f"got {value.dtype.name} of shape {value.shape}"
+        )
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint32)
+    word = operator.index(value)
+    return np.array([word & 0xFFFFFFFF, word >> 32 & 0xFFFFFFFF], np.uint32)
+
+
+def _draw(seed: Any, offset: Any, layer: Any, layers: int) -> tuple[tuple[Any, Any], np.int64]:
+    """Return the operands that say which bits to draw, and the first layer."""
+    # Of what is known now, the operation itself says whether it may be, before it writes nothing.
+    known, step = (0 if isinstance(word, jax.Array) else word for word in (seed, offset))
+    nothing = _core.Layout([0] * layers, [0], 0, 1, -1)
+    _core.encode(nothing, np.empty(0, np.float32), None, None, known, step, layer, np.empty(nothing.nbytes, np.uint8))
+    return (_halves(seed, "seed"), _halves(offset, "offset")), np.int64(layer)
+
+
+_NOTHING = _core.Layout([], [0], 0, 1, -1)
+
+
+def _clip(clip: Any) -> np.float64:
+    """Return the clip factor, 0 for none."""
+    nothing = np.empty(0, np.float32)
+    _core.scales(_NOTHING, nothing, clip, False, nothing, np.empty(0, np.float32))
+    return np.float64(0.0 if clip is None else clip)
+
+
+def _weighted(layout: _core.Layout, messages: Any, weights: tuple[Any, ...]) -> tuple[list[Any], NDArray[np.float64]]:
+    """Return messages as operands, and their weights."""
+    arrays = _flat([messages])
+    for i, data in enumerate(arrays):
+        several = isinstance(messages, tuple)
+        name = f"messages[{i}]" if several else "messages"
+        _expect(data, name, layout.nbytes * (1 if several else len(weights)), "uint8")
+    _core.decode_sum(_NOTHING, np.empty(0, np.uint8), weights, np.empty(0, np.float32))
+    return arrays, np.array(weights, np.float64)
+
+
+class _Core:
+    """`_core`'s operations for JAX's arrays: the same functions with the same arguments."""
+
+    def scales(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scale: _Output, limit: _Output) -> None:
+        if not any(map(_is_traced, _flat([x]))):
+            return _core.scales(layout, x, clip, center, scale, limit)
+        _call(
+            "scales",
+            _layers(layout, x),
+            (scale, limit),
+            layout=layout.description,
+            clip=_clip(clip),
+            center=np.int64(center),
+        )
+
+    def clip(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scales: Any, out: Any) -> None:
+        if not any(map(_is_traced, _flat([x, scales]))):
+            return _core.clip(layout, x, clip, center, scales, out)
+        passed, scaled = _passed(layout, scales)
+        _call(
+            "clip",
+            (*_layers(layout, x), *passed),
+            _flat([out]),
+            layout=layout.description,
+            clip=_clip(clip),
+            center=np.int64(center),
+            scaled=scaled,
+        )
+
+    def ternarize(
+        self,
+        layout: _core.Layout,
+        x: Any,
+        clip: Any,
+        scales: Any,
+        seed: Any,
+        offset: Any,
+        layer: Any,
+        trits: Any,
+        scale: _Output,
+    ) -> None:
+        self._quantise(_core.ternarize, layout, x, clip, scales, seed, offset, layer, trits, scale)
+
+    def encode(
+        self, layout: _core.Layout, x: Any, clip: Any, scales: Any, seed: Any, offset: Any, layer: Any, out: _Output
+    ) -> None:
+        self._quantise(_core.encode, layout, x, clip, scales, seed, offset, layer, out)
+
+    def _quantise(
+        self,
+        function: Callable[..., None],
+        layout: _core.Layout,
+        x: Any,
+        clip: Any,
+        scales: Any,
+        seed: Any,
+        offset: Any,
+        layer: Any,
+        *out: Any,
+    ) -> None:
+        seed, offset = _word(seed), _word(offset)
+        if not any(map(_is_traced, _flat([x, scales, seed, offset]))):
+            return function(layout, x, clip, scales, seed, offset, layer, *out)
+        passed, scaled = _passed(layout, scales)
+        draw, first = _draw(seed, offset, layer, len(layout.sizes))
+        _call(
+            function.__name__,
+            (*_layers(layout, x), *passed, *draw),
+            _flat(out),
+            layout=layout.description,
+            clip=_clip(clip),
+            layer=first,
+            scaled=scaled,
+        )
+
+    def decode(self, layout: _core.Layout, data: Any, weight: Any, accumulate: bool, out: Any) -> None:
+        if not _is_traced(data):
+            return _core.decode(layout, data, weight, accumulate, out)
+        _expect(data, "packed.data", layout.nbytes, "uint8")
+        _core.decode(_NOTHING, np.empty(0, np.uint8), weight, False, np.empty(0, np.float32))
+        _call("decode", (data,), _flat([out]), layout=layout.description, weight=np.float64(weight))
+
+    def decode_sum(self, layout: _core.Layout, messages: Any, weights: tuple[Any, ...], out: Any) -> None:
+        if not any(map(_is_traced, _flat([messages]))):
+            return _core.decode_sum(layout, messages, weights, out)
+        arrays, factors = _weighted(layout, messages, weights)
+        _call("decode_sum", arrays, _flat([out]), layout=layout.description, weights=factors)
+
+    def sum_trits(self, messages: list[tuple[_core.Layout, Any, int]], result: _core.Layout, out: _Output) -> None:
+        if not any(_is_traced(data) for _, data, _ in messages):
+            return _core.sum_trits(messages, result, out)
+        for i, (layout, data, _) in enumerate(messages):
+            _expect(data, f"messages[{i}]", layout.nbytes * (data.shape[0] if data.ndim == 2 else 1), "uint8")
+        layouts = {f"layout{i}": layout.description for i, (layout, _, _) in enumerate(messages)}
+        workers = np.array([workers for _, _, workers in messages], np.int64)
+        arrays = [data for _, data, _ in messages]
+        _call("sum_trits", arrays, (out,), layout=result.description, workers=workers, **layouts)
+
+    def repack(
+        self,
+        layout: _core.Layout,
+        messages: Any,
+        weights: tuple[Any, ...],
+        clip: Any,
+        scales: Any,
+        seed: Any,
+        offset: Any,
+        layer: Any,
+        result: _core.Layout,
+        out: _Output,
+    ) -> None:
+        seed, offset = _word(seed), _word(offset)
+        if not any(map(_is_traced, _flat([messages, scales, seed, offset]))):
+            return _core.repack(layout, messages, weights, clip, scales, seed, offset, layer, result, out)
+        arrays, factors = _weighted(layout, messages, weights)
+        passed, scaled = _passed(layout, scales)
+        draw, first = _draw(seed, offset, layer, len(layout.sizes))
+        _call(
+            "repack",
+            (*arrays, *passed, *draw),
+            (out,),
+            layout=layout.description,
+            result=result.description,
+            weights=factors,
+            clip=_clip(clip),
+            layer=first,
+            scaled=scaled,
+        )
+
+    def pack(self, trits: Any, packing: int, out: _Output) -> None:
+        if not _is_traced(trits):
+            return _core.pack(trits, packing, out)
+        _expect(trits, "trits", trits.size, "int8")
+        _call("pack", (trits,), (out,), packing=np.int64(packing))
+
+    def unpack(self, payload: Any, packing: int, out: _Output) -> None:
+        if not _is_traced(payload):
+            return _core.unpack(payload, packing, out)
+        _expect(payload, "payload", payload.size, "uint8")
+        _call("unpack", (payload,), (out,), packing=np.int64(packing))
+
+    def validate(self, layout: _core.Layout, data: Any, workers: int) -> None:
+        if _is_traced(data):
+            raise TypeError("packed.data: a traced value, whose bytes are not known yet; call this outside jax.jit")
+        _core.validate(layout, data, workers)
 
 
 class JaxAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "jax"
+    core = _Core()
 
     def accepts(self, x: Any) -> bool:
-        """Arrays, and tracers, which `dense` refuses with the reason."""
+        """Arrays and tracers."""
         return isinstance(x, jax.Array)
 
     def dtype(self, x: Any) -> str:
@@ -27,14 +369,12 @@ class JaxAdapter:
 
     def device(self, x: Any) -> Any:
         """The set of devices."""
-        return frozenset(x.devices())
+        return _Anywhere() if _is_traced(x) else frozenset(x.devices())
 
     def dense(self, x: Any, argument: str) -> Any:
-        """JAX arrays are dense; those that are not concrete, not there or on several devices have no memory to read."""
-        if isinstance(x, jax.core.Tracer):
-            raise TypeError(
-                f"{argument}: a traced value; terngrad_kernels works on concrete JAX arrays, outside jax.jit"
-            )
+        """JAX arrays are dense; concrete ones that are not there or on several devices have no memory to read."""
+        if _is_traced(x):
+            return x
         if x.is_deleted():
             raise ValueError(f"{argument}: has been deleted or donated")
         if len(x.devices()) > 1:
@@ -46,12 +386,12 @@ class JaxAdapter:
         return None
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return memory that JAX can take over without a copy."""
-        return _core.Buffer(list(shape), dtype)
+        """Return memory that JAX can take over without a copy, or the place of a value that is traced."""
+        return _Output(shape, dtype)
 
     def result(self, written: Any) -> Any:
-        """Hand the memory to JAX."""
-        return jax.dlpack.from_dlpack(written)
+        """Hand the memory to JAX, or return what was traced."""
+        return written.result()
 
     def writable(self, x: Any, argument: str) -> Any:
         """No JAX array is."""

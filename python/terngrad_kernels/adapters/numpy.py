@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import _core
+
 _NAMES = {np.dtype(name): name for name in ("float32", "float16", "float64", "int8", "uint8")}
 
 
@@ -13,6 +15,7 @@ class NumpyAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "numpy"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """Masked arrays are refused: their masks would be lost."""

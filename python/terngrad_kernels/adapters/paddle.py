@@ -6,6 +6,8 @@ from typing import Any
 
 import paddle
 
+from .. import _core
+
 if not hasattr(paddle.Tensor, "__dlpack_c_exchange_api__"):  # older ones have no way to say that they may be written
     raise ImportError(f"terngrad_kernels takes tensors of Paddle 3.3 and later, this is Paddle {paddle.__version__}")
 
@@ -33,6 +35,7 @@ class PaddleAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "paddle"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """Tensors, and the values of static graphs, which `dense` refuses with the reason."""

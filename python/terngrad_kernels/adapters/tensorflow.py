@@ -13,6 +13,7 @@ class TensorFlowAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "tensorflow"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """Dense tensors, variables, and symbolic tensors, which `dense` refuses with the reason."""

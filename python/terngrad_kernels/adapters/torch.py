@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from .. import _core
 from ..layout import Layout
 from ..packed import PYTREES
 from . import torch_operators as _operators  # noqa: F401  (which registers them)
@@ -36,6 +37,7 @@ class TorchAdapter:
     """See `terngrad_kernels.adapters.Adapter`."""
 
     name = "torch"
+    core = _core
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""

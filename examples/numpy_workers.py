@@ -17,4 +17,6 @@ for step in range(STEPS):
         messages.append(tk.encode(gradient, seed=worker, offset=step))  # what the worker would send
     weights -= 0.02 * tk.decode_sum(messages, weights=[1 / WORKERS] * WORKERS)
 
-print(f"distance {np.linalg.norm(weights - truth) / np.linalg.norm(truth):.3f}, {messages[0].layout.ratio:.1f} x smaller")
+print(
+    f"distance {np.linalg.norm(weights - truth) / np.linalg.norm(truth):.3f}, {messages[0].layout.ratio:.1f} x smaller"
+)

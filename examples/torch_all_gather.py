@@ -28,7 +28,8 @@ def train(rank: int, port: int) -> None:
         with torch.no_grad():
             weights -= 0.02 * mean
     if rank == 0:
-        print(f"distance {float((weights.detach() - truth).norm() / truth.norm()):.3f}, {packed.layout.ratio:.1f} x smaller")
+        distance = (weights.detach() - truth).norm() / truth.norm()
+        print(f"distance {float(distance):.3f}, {packed.layout.ratio:.1f} x smaller")
     dist.destroy_process_group()
 
 

@@ -1,0 +1,52 @@
+"""The programs in examples/ run as they stand, and come to where they should."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+#: What each program that trains needs, beside this package. Those of the frontends and of C have tests of their own.
+NEEDS = {
+    "numpy_workers": "numpy",
+    "torch_all_gather": "torch",
+    "jax_jit": "jax",
+    "tensorflow_workers": "tensorflow",
+    "paddle_workers": "paddle",
+    "dlpack_any": "array_api_strict",
+}
+
+
+def run(name: str) -> str:
+    if importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    command = [sys.executable, "-W", "ignore", EXAMPLES / f"{name}.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDS if name != "dlpack_any"])
+def test_training_comes_near(name: str) -> None:
+    """From a distance of 1. Gradients that say nothing would leave it there, or take it further away."""
+    found = re.search(r"distance (\d\.\d+)", run(name))
+    assert found
+    assert float(found[1]) < 0.2
+
+
+def test_any_array_that_speaks_dlpack() -> None:
+    """The mean of 100,000 errors, each of a deviation below sqrt(4.5 * 0.8) = 1.9: 0.04 is 6.6 deviations."""
+    found = re.search(r"mean error (-?\d\.\d+), 16\.0 x", run("dlpack_any"))
+    assert found
+    assert abs(float(found[1])) < 0.04
+
+
+def test_no_program_is_forgotten() -> None:
+    elsewhere = {"frontend", "terngrad_frontend", "grace_frontend", "ddp_mnist", "cupy_workers"}  # the last needs a GPU
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - elsewhere == set(NEEDS)

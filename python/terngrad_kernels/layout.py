@@ -21,6 +21,7 @@ DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 PACKINGS = {"two_bit": 0, "base3": 1, "float32": 2, "counts4": 3, "counts8": 4, "counts16": 5}
 #: Packings of sums of trits, narrowest first, and the workers that each holds.
 COUNTS = {"counts4": 7, "counts8": 127, "counts16": 32767}
+_COUNTS_NAMES = frozenset(COUNTS)
 _PACKING_NAMES = tuple(PACKINGS)
 FORMS = ("array", "list", "flat")
 
@@ -157,6 +158,7 @@ class Layout:
     index: int | None = None
     if TYPE_CHECKING:
         _geometry: ClassVar[_core.Layout]
+        _counts: ClassVar[frozenset[str]]
 
     def __init__(
         self,
@@ -193,8 +195,9 @@ class Layout:
             "shards": shards,
             "form": form,
             "index": index,
-            # Not a dataclass field: it follows from the others.
+            # Not dataclass fields: they follow from the others.
             "_geometry": geometry(sizes, packing, block, shards, index),
+            "_counts": _COUNTS_NAMES & ({packing} if isinstance(packing, str) else set(packing)),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -272,8 +275,7 @@ class Layout:
     @property
     def counts(self) -> frozenset[str]:
         """The counts packings among those of the layers."""
-        names = (self.packing,) if isinstance(self.packing, str) else self.packing
-        return frozenset(name for name in names if name in COUNTS)
+        return self._counts
 
     def with_ternary(self, packing: str) -> Layout:
         """Return the layout of the same layers with another packing for all but those carried as float32.

@@ -8,7 +8,8 @@ import numpy as np
 
 from .. import _core
 
-_NAMES = {np.dtype(name): name for name in ("float32", "float16", "float64", "int8", "uint8")}
+_DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "int8", "uint8")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class NumpyAdapter:
@@ -42,11 +43,12 @@ class NumpyAdapter:
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised array."""
-        if dtype == "bfloat16":
+        known = _DTYPES.get(dtype)
+        if known is None:
             import ml_dtypes
 
-            return np.empty(shape, ml_dtypes.bfloat16)
-        return np.empty(shape, dtype)
+            known = _DTYPES[dtype] = np.dtype(ml_dtypes.bfloat16)
+        return np.empty(shape, known)
 
     def result(self, written: Any) -> Any:
         """Return the array itself."""

@@ -88,7 +88,7 @@ _layouts: dict[Any, Layout] = {}
 def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
     """Return the layout of what was passed in: looked up, since a training step asks for the same ones again."""
     try:
-        key = (bucket.shapes, bucket.dtype, packing, block, bucket.form)
+        key = (bucket.shapes, bucket.dtype, packing, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
         found = _layouts.get(key)
     except TypeError:  # a list of packings
         return Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)

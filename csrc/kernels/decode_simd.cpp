@@ -29,15 +29,15 @@ TERNGRAD_SIMD void load_codes(Tiled<Packing::two_bit>, const uint8_t* bytes, Int
 
 // In 16-bit lanes. 7282 / 2^16 is so little above 1/9 that the quotients of all bytes are right. Digits are looked up
 // in pairs, 0 to 8; the last is floor(b / 81), and the 3 of bytes above 242 is worth what the 0 that it stands for is.
+// Products are upper halves of shifted factors: for lower halves compilers take shifts and adds, more than one multiply.
 TERNGRAD_SIMD void load_codes(Tiled<Packing::base3> form, const uint8_t* from, Ints* codes) {
   const Bytes pair_codes = sixteen_bytes(0, 1, 2, 4, 5, 6, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0);
   const Shorts bytes = load_bytes16(from);
   const Shorts ninths = high_products16(bytes, all_lanes16(7282));
-  const Shorts last = high_products16(ninths, all_lanes16(7282));
-  // b mod 9 in the lower byte, floor(b / 9) mod 9 in the upper.
-  const Shorts pairs = add16(add16(bytes, low_products16(ninths, all_lanes16(256 - 9))),
-                             low_products16(last, all_lanes16(0x10000 - 256 * 9)));
-  const Shorts last_code = low_products16(last, all_lanes16(1u << bit_of<decltype(form)>(4)));
+  const Shorts last_code = shift_left16<bit_of<decltype(form)>(4)>(high_products16(ninths, all_lanes16(7282)));
+  // b mod 9 in the lower byte, floor(b / 9) mod 9 in the upper: b + (256 - 9) floor(b / 9) - 256 * 9 floor(b / 81).
+  const Shorts two_ninths = high_products16(shift_left16<8>(ninths), all_lanes16((256 - 9) << 8));
+  const Shorts pairs = subtract16(add16(bytes, two_ninths), high_products16(last_code, all_lanes16(9 << 12)));
   widen16(add16(look_up_bytes(pair_codes, pairs), last_code), &codes[0], &codes[1]);
 }
 
@@ -145,43 +145,60 @@ TERNGRAD_SIMD void decode_as(Form form, const uint8_t* payload, int64_t n, float
                   static_cast<unsigned char*>(out) + whole * static_cast<int64_t>(sizeof(T)));
 }
 
-// Adds all terms to whole tiles, from what `load` reads to where `store` writes. Between the first term and the last a
-// tile's sums stay in the L1 cache.
-template <class Form, class Load, class Store>
-TERNGRAD_SIMD void add_tiles(Form form, const Terms& terms, int64_t tiles, const Load& load, const Store& store) {
-  alignas(64) float sums[Form::tile];
-  const int64_t last = terms.count - 1;
+// Adds all terms to whole tiles: to what `out` holds, or to zeros. `store` gets each sum. The sums of all rows of some
+// columns stay in registers; but `out` is read in the order of addresses, and the first term added on the way.
+template <class T, bool Fresh, class Form, class Store>
+TERNGRAD_SIMD void add_tiles(Form form, const Terms& terms, int64_t tiles, const void* out, const Store& store) {
+  alignas(64) float sums_of_tile[Form::tile];
   for (int64_t tile = 0; tile < tiles; ++tile) {
-    const auto add_term = [&](int64_t term, const auto& from, const auto& to) {
-      for_each_value(form, terms.payloads[term] + tile * kColumns, worth_table(form, terms.worth[term]),
-                     [&](int64_t index, Floats values) { to(index, add(from(index), values)); });
+    const int64_t start = tile * Form::tile;
+    const auto add_first = [&](const auto& to) {
+      for_each_value(form, terms.payloads[0] + tile * kColumns, worth_table(form, terms.worth[0]),
+                     [&](int64_t index, Floats values) {
+                       to(index, add(Fresh ? all_floats(0.0f) : load_floats<T>(out, start + index), values));
+                     });
     };
-    const auto load_out = [&](int64_t index) { return load(tile * Form::tile + index); };
-    const auto store_out = [&](int64_t index, Floats sum) { store(tile * Form::tile + index, sum); };
-    const auto load_sums = [&](int64_t index) { return load_floats<float>(sums, index); };
-    const auto store_sums = [&](int64_t index, Floats sum) { store_floats<float>(sums, index, sum); };
-    if (last == 0) {
-      add_term(0, load_out, store_out);
-    } else {
-      add_term(0, load_out, store_sums);
-      for (int64_t term = 1; term < last; ++term) add_term(term, load_sums, store_sums);
-      add_term(last, load_sums, store_out);
+    if (terms.count == 1) {
+      add_first([&](int64_t index, Floats sum) { store(start + index, sum); });
+      continue;
+    }
+    if (!Fresh) add_first([&](int64_t index, Floats sum) { store_floats<float>(sums_of_tile, index, sum); });
+    for (int64_t column = 0; column < kColumns; column += 2 * kLanes) {
+      Floats sums[2 * Form::rows];
+#pragma GCC unroll 10
+      for (int64_t i = 0; i < 2 * Form::rows; ++i) {
+        const int64_t index = i / 2 * kColumns + column + i % 2 * kLanes;
+        sums[i] = Fresh ? all_floats(0.0f) : load_floats<float>(sums_of_tile, index);
+      }
+      for (int64_t term = Fresh ? 0 : 1; term < terms.count; ++term) {
+        const Floats table = worth_table(form, terms.worth[term]);
+        Ints codes[2];
+        load_codes(form, terms.payloads[term] + tile * kColumns + column, codes);
+        for_each_row(form, [&](auto row) {
+          Floats* of_row = sums + 2 * row.value;
+          of_row[0] = add(of_row[0], look_up<bit_of<Form>(row.value)>(table, codes[0]));
+          of_row[1] = add(of_row[1], look_up<bit_of<Form>(row.value)>(table, codes[1]));
+        });
+      }
+#pragma GCC unroll 10
+      for (int64_t i = 0; i < 2 * Form::rows; ++i) {
+        store(start + i / 2 * kColumns + column + i % 2 * kLanes, sums[i]);
+      }
     }
   }
 }
 
 template <class T, class Form>
 TERNGRAD_SIMD void add_whole_tiles(Form form, const Terms& terms, int64_t tiles, bool fresh, void* out) {
-  const auto zero = [](int64_t) { return all_floats(0.0f); };
   const auto store = [&](int64_t index, Floats sum) { store_floats<T>(out, index, sum); };
   const auto stream = [&](int64_t index, Floats sum) { stream_floats(static_cast<float*>(out) + index, sum); };
   if (!fresh) {  // what is added to has been read, so it is in the caches
-    add_tiles(form, terms, tiles, [&](int64_t index) { return load_floats<T>(out, index); }, store);
+    add_tiles<T, false>(form, terms, tiles, out, store);
   } else if (streams<T>(out, tiles * Form::tile)) {
-    add_tiles(form, terms, tiles, zero, stream);
+    add_tiles<T, true>(form, terms, tiles, out, stream);
     stores_end();
   } else {
-    add_tiles(form, terms, tiles, zero, store);
+    add_tiles<T, true>(form, terms, tiles, out, store);
   }
 }
 

@@ -37,8 +37,9 @@
 //
 // Shorts: 2 * kLanes unsigned 16-bit lanes
 //   load_bytes16, all_lanes16   bytes, one a lane; one value everywhere
-//   add16                       modulo 2^16
-//   low_products16, high_products16   the halves of products
+//   add16, subtract16           modulo 2^16
+//   shift_left16<Bits>          so too
+//   high_products16             the upper halves of products
 //   sixteen_bytes, look_up_bytes      a table, and what it has for each byte of the lanes, all below 16
 //   widen16                     the first kLanes and the second as 32-bit lanes
 //

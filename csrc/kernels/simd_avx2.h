@@ -107,8 +107,12 @@ TERNGRAD_SIMD Bytes merge(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
 TERNGRAD_SIMD Bytes add_bytes(Bytes a, Bytes b) { return _mm256_add_epi8(a, b); }
 
 TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return _mm256_set1_epi16(static_cast<short>(x)); }
-TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return _mm256_mullo_epi16(a, b); }
 TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return _mm256_add_epi16(a, b); }
+TERNGRAD_SIMD Shorts subtract16(Shorts a, Shorts b) { return _mm256_sub_epi16(a, b); }
+template <int Bits>
+TERNGRAD_SIMD Shorts shift_left16(Shorts x) {
+  return _mm256_slli_epi16(x, Bits);
+}
 TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) { return _mm256_mulhi_epu16(a, b); }
 TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
   *first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(x));

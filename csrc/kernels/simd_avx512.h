@@ -107,8 +107,12 @@ TERNGRAD_SIMD Bytes sixteen_bytes(Values... values) {
 TERNGRAD_SIMD Shorts look_up_bytes(Bytes table, Shorts indices) { return _mm512_shuffle_epi8(table, indices); }
 
 TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return _mm512_set1_epi16(static_cast<short>(x)); }
-TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return _mm512_mullo_epi16(a, b); }
 TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return _mm512_add_epi16(a, b); }
+TERNGRAD_SIMD Shorts subtract16(Shorts a, Shorts b) { return _mm512_sub_epi16(a, b); }
+template <int Bits>
+TERNGRAD_SIMD Shorts shift_left16(Shorts x) {
+  return _mm512_slli_epi16(x, Bits);
+}
 TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) { return _mm512_mulhi_epu16(a, b); }
 TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
   *first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));

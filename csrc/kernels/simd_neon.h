@@ -140,12 +140,16 @@ TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) { return vsliq_n_u8(low, high, 4); }
 
 TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return vdupq_n_u16(static_cast<uint16_t>(x)); }
-TERNGRAD_SIMD Shorts low_products16(Shorts a, Shorts b) { return vmulq_u16(a, b); }
 TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) {
   const uint32x4_t low = vmull_u16(vget_low_u16(a), vget_low_u16(b));
   return vshrn_high_n_u32(vshrn_n_u32(low, 16), vmull_high_u16(a, b), 16);
 }
 TERNGRAD_SIMD Shorts add16(Shorts a, Shorts b) { return vaddq_u16(a, b); }
+TERNGRAD_SIMD Shorts subtract16(Shorts a, Shorts b) { return vsubq_u16(a, b); }
+template <int Bits>
+TERNGRAD_SIMD Shorts shift_left16(Shorts x) {
+  return vshlq_n_u16(x, Bits);
+}
 TERNGRAD_SIMD void widen16(Shorts x, Ints* first, Ints* second) {
   *first = vmovl_u16(vget_low_u16(x));
   *second = vmovl_high_u16(x);

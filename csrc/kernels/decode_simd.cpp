@@ -29,7 +29,8 @@ TERNGRAD_SIMD void load_codes(Tiled<Packing::two_bit>, const uint8_t* bytes, Int
 
 // In 16-bit lanes. 7282 / 2^16 is so little above 1/9 that the quotients of all bytes are right. Digits are looked up
 // in pairs, 0 to 8; the last is floor(b / 81), and the 3 of bytes above 242 is worth what the 0 that it stands for is.
-// Products are upper halves of shifted factors: for lower halves compilers take shifts and adds, more than one multiply.
+// Products are upper halves of shifted factors: for lower halves compilers take shifts and adds, more than one
+// multiply.
 TERNGRAD_SIMD void load_codes(Tiled<Packing::base3> form, const uint8_t* from, Ints* codes) {
   const Bytes pair_codes = sixteen_bytes(0, 1, 2, 4, 5, 6, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0);
   const Shorts bytes = load_bytes16(from);

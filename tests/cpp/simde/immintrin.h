@@ -18,6 +18,13 @@ static inline __m512i terngrad_cvtepu8_epi32(__m128i x) {
 }
 #define _mm512_cvtepu8_epi32 terngrad_cvtepu8_epi32
 #endif
+#if !defined(_mm512_cvtepu8_epi16)
+static inline __m512i terngrad_cvtepu8_epi16(__m256i x) {
+  return TERNGRAD_BOTH(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(x)),
+                       _mm256_cvtepu8_epi16(_mm256_extracti128_si256(x, 1)));
+}
+#define _mm512_cvtepu8_epi16 terngrad_cvtepu8_epi16
+#endif
 #if !defined(_mm512_cvtepi32_epi16)
 static inline __m256i terngrad_cvtepi32_epi16(__m512i x) {
   const __m256i low = _mm256_and_si256(TERNGRAD_LOW(x), _mm256_set1_epi32(0xffff));
@@ -46,6 +53,12 @@ static inline __m512d terngrad_cvtps_pd(__m256 x) {
 #define _mm512_cvtps_ph(x, rounding)                                                                            \
   _mm256_set_m128i(_mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_HIGH(_mm512_castps_si512(x))), (rounding) & 7), \
                    _mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_LOW(_mm512_castps_si512(x))), (rounding) & 7))
+#endif
+#if !defined(_mm512_mask_shuffle_epi32)
+#define _mm512_mask_shuffle_epi32(x, mask, y, places)                                    \
+  _mm512_mask_blend_epi32(mask, x,                                                       \
+                          TERNGRAD_BOTH(_mm256_shuffle_epi32(TERNGRAD_LOW(y), (places)), \
+                                        _mm256_shuffle_epi32(TERNGRAD_HIGH(y), (places))))
 #endif
 #if !defined(_mm512_permutevar_ps)
 static inline __m512 terngrad_permutevar_ps(__m512 x, __m512i index) {

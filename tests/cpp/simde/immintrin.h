@@ -25,6 +25,13 @@ static inline __m512i terngrad_cvtepu8_epi16(__m256i x) {
 }
 #define _mm512_cvtepu8_epi16 terngrad_cvtepu8_epi16
 #endif
+#if !defined(_mm512_mulhi_epu16)
+static inline __m512i terngrad_mulhi_epu16(__m512i a, __m512i b) {
+  return TERNGRAD_BOTH(_mm256_mulhi_epu16(TERNGRAD_LOW(a), TERNGRAD_LOW(b)),
+                       _mm256_mulhi_epu16(TERNGRAD_HIGH(a), TERNGRAD_HIGH(b)));
+}
+#define _mm512_mulhi_epu16 terngrad_mulhi_epu16
+#endif
 #if !defined(_mm512_cvtepi32_epi16)
 static inline __m256i terngrad_cvtepi32_epi16(__m512i x) {
   const __m256i low = _mm256_and_si256(TERNGRAD_LOW(x), _mm256_set1_epi32(0xffff));

@@ -104,13 +104,14 @@ void measure(int64_t n, const char* place, const std::string& only, bool* first)
 
   std::vector<Row> rows;
   rows.push_back({"read", "", [&] { terngrad::bench::read(x.data(), n); }, {}});
-  rows.push_back({"memset", "", [&] { memset(out.data(), 0, out.size() * sizeof(float)); }, {}});
-  const auto clear = [&](int64_t from, int64_t count) {
-    memset(out.data() + from, 0, static_cast<size_t>(count) * sizeof(float));
+  // Not to zeros: memory of Zen 4 takes those more than twice as fast as anything else.
+  rows.push_back({"memset", "", [&] { memset(out.data(), 1, out.size() * sizeof(float)); }, {}});
+  const auto fill = [&](int64_t from, int64_t count) {
+    memset(out.data() + from, 1, static_cast<size_t>(count) * sizeof(float));
   };
   const auto read = [&](int64_t from, int64_t count) { terngrad::bench::read(x.data() + from, count); };
   if (n > 1 << 20) rows.push_back({"read, 2 threads", "", [&, read] { on_two_threads(n, read); }, {}});
-  if (n > 1 << 20) rows.push_back({"memset, 2 threads", "", [&, clear] { on_two_threads(n, clear); }, {}});
+  if (n > 1 << 20) rows.push_back({"memset, 2 threads", "", [&, fill] { on_two_threads(n, fill); }, {}});
   const std::string in_use = terngrad::selected_isa();
   for (const std::string& isa : terngrad::runnable_isas()) {
     terngrad::select_isa(isa);

@@ -106,7 +106,7 @@ void to_tiles(Tiled<Packing::two_bit>, const Source& source, uint32_t tile, int6
   }
 }
 
-// Five draw tiles are 20 rows, which are four base-3 tiles.
+// Five draw tiles are 20 rows, which are four base-3 tiles. Unrolled, for then the powers of three are constants.
 template <class T, Bound B>
 void to_tiles(Tiled<Packing::base3>, const Source& source, uint32_t tile, int64_t tiles, uint8_t* payload) {
   constexpr int64_t kDraws = kUnit / kDrawTile;
@@ -115,6 +115,7 @@ void to_tiles(Tiled<Packing::base3>, const Source& source, uint32_t tile, int64_
       Bytes digits = all_bytes(0);
       int64_t digit_row = 0;
       uint8_t* to = payload + unit * (kUnit / 5) + column;
+#pragma GCC unroll 5
       for (int64_t draw = 0; draw < kDraws; ++draw) {
         const int64_t done = unit * kDraws + draw;
         const StepWords words = step_words(source, tile + static_cast<uint32_t>(done), column);

@@ -202,7 +202,7 @@ TERNGRAD_SIMD void uniforms(const Words (&words)[kRegisters], Ints (&uniform)[4]
   for (int i = 0; i < kRegisters; ++i) {
     const Ints* w = words[i].w;
     const Ints y = _mm512_xor_si512(w[(Row + 1) % 4], w[(Row + 2) % 4]);
-    const Ints pairs = _mm512_mask_blend_epi32(0xaaaa, w[Row], _mm512_slli_epi64(y, 32));
+    const Ints pairs = _mm512_mask_shuffle_epi32(w[Row], 0xaaaa, y, _MM_PERM_CCAA);
     uniform[2 * i] = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, first), 1);
     uniform[2 * i + 1] = _mm512_srli_epi32(_mm512_shuffle_epi8(pairs, second), 1);
   }

@@ -61,6 +61,12 @@ static inline __m512d terngrad_cvtps_pd(__m256 x) {
   _mm256_set_m128i(_mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_HIGH(_mm512_castps_si512(x))), (rounding) & 7), \
                    _mm256_cvtps_ph(_mm256_castsi256_ps(TERNGRAD_LOW(_mm512_castps_si512(x))), (rounding) & 7))
 #endif
+#if !defined(_mm512_mask_shuffle_epi32)
+#define _mm512_mask_shuffle_epi32(x, mask, y, places)                                    \
+  _mm512_mask_blend_epi32(mask, x,                                                       \
+                          TERNGRAD_BOTH(_mm256_shuffle_epi32(TERNGRAD_LOW(y), (places)), \
+                                        _mm256_shuffle_epi32(TERNGRAD_HIGH(y), (places))))
+#endif
 #if !defined(_mm512_permutevar_ps)
 static inline __m512 terngrad_permutevar_ps(__m512 x, __m512i index) {
   const __m512i bits = _mm512_castps_si512(x);

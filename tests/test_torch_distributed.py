@@ -231,6 +231,16 @@ def test_unused_parameters_static_graphs_views_and_accumulation(pools: Any, stra
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_several_dtypes_uneven_inputs_and_sparse_gradients(pools: Any, strategy: str) -> None:
+    """A rank that has no more inputs goes on averaging zeros, as DDP's `join` has it."""
+    found, steps, refused = everywhere(pools(2).run("joined", strategy))
+    assert {x.dtype.name for x in found} == {"float32", "float64"}
+    assert any(x.any() for x in found)
+    assert steps == 3 + 3
+    assert refused == "x: expected a strided tensor, got one that is of layout torch.sparse_coo"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_unbiased(pools: Any, strategy: str) -> None:
     """Clipping off, the average of many steps is the average of the gradients.
 

@@ -35,6 +35,7 @@ class Pool:
     def __init__(self, world: int, folder: Path, leave: str = "destroy") -> None:
         context = multiprocessing.get_context("spawn")
         self.world = world
+        self.dead = False
         self.results: Any = context.Queue()
         self.requests: list[Any] = [context.Queue() for _ in range(world)]
         address = f"file://{folder}/store"
@@ -75,6 +76,7 @@ class Pool:
         return codes
 
     def kill(self) -> None:
+        self.dead = True
         for process in self.processes:
             if process.is_alive():
                 process.kill()

@@ -1,0 +1,1026 @@
+"""Averaging of gradients in PyTorch that sends 16 times fewer bytes: a hook for DistributedDataParallel, a function.
+
+::
+
+    from terngrad_kernels.torch import TernGradState, terngrad_hook
+
+    model = DistributedDataParallel(model)
+    model.register_comm_hook(TernGradState(model), terngrad_hook)
+
+The collectives are torch.distributed's. What each strategy sends, and when it pays, is in ``docs/distributed.md``.
+"""
+
+# Annotations are no texts here: DistributedDataParallel looks at those of a hook.
+import hashlib
+import json
+import math
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from . import __version__
+from . import operations as tk
+from .adapters import torch as _operators  # noqa: F401  (saved programs find the operators)
+from .layout import COUNTS, DTYPES, Layout, dtype_name, packing_code
+from .packed import Counts, Packed, Scales, counts_for
+
+if not dist.is_available():
+    raise ImportError("terngrad_kernels.torch: this build of PyTorch has no torch.distributed")
+
+__all__ = ["Recommendation", "Report", "TernGradState", "all_reduce_mean", "measure_link", "recommend", "terngrad_hook"]
+
+STRATEGIES = ("gather", "sum", "requantize", "hierarchical")
+
+# Of a model's elements, those of embeddings and the head that may ride along as float32.
+_SMALL_SHARE = 0.01
+# Layers below it ride along too: their scale field and padding are a large part of so short a message.
+_LEAST_ELEMENTS = 512
+# Layers of one dimension below it ride along: biases and norms, not a model flattened into one tensor.
+_LONGEST_BIAS = 65536
+
+# Of error feedback. Ternarizing x with a limit of c loses E(x - q)^2 = E x^2 - 2 E|x| y + c E y, y = min(|x|, c). For
+# normal x of variance 1 that is 1.01 at c = 2.5, 0.65 at 2 and 0.27 at 1: a residual shrinks only where it is below 1.
+_WIDEST_CLIP = 2.0
+
+#: An exchange: yields what it waits for. What comes before the first wait runs in the hook, the rest on a thread.
+_Exchange = Generator[Any, None, None]
+
+# New names of the last releases, and the names before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Whom an exchange goes to, and this rank's place among them. Without nodes `inside` is None and of one rank."""
+
+    between: Any
+    inside: Any
+    world: int
+    rank: int
+    local_world: int
+    local_rank: int
+
+    @classmethod
+    def of(cls, between: Any, inside: Any) -> "_Groups":
+        between = dist.group.WORLD if between is None else between
+        world, rank = dist.get_world_size(between), dist.get_rank(between)
+        if rank < 0:
+            raise ValueError("process_group: this rank is not in it")
+        if inside is None:
+            return cls(between, None, world, rank, 1, 0)
+        local_rank = dist.get_rank(inside)
+        if local_rank < 0:
+            raise ValueError("local_group: this rank is not in it")
+        shared = set(dist.get_process_group_ranks(between)) & set(dist.get_process_group_ranks(inside))
+        if len(shared) > 1:
+            raise ValueError(
+                "process_group: expected the ranks of one place in each node, "
+                f"got one that shares the ranks {sorted(shared)} with local_group"
+            )
+        return cls(between, inside, world, rank, dist.get_world_size(inside), local_rank)
+
+
+@dataclass
+class _Bucket:
+    """What the exchanges of one bucket need again in each step: its layout, memory, residuals and times."""
+
+    key: int | str
+    identity: Any  # equal as long as it is the same bucket
+    groups: _Groups
+    sizes: tuple[int, ...]
+    dtype: str
+    layer: int  # index of its first layer in the model
+    layout: Layout
+    scratch: dict[str, torch.Tensor] = field(default_factory=dict)
+    step: int = 0  # of the exchange that is going on
+    residual: torch.Tensor | None = None
+    second_residual: torch.Tensor | None = None
+    sent: int = 0
+    sent_inside: int = 0
+    kernel_seconds: float = 0.0
+    done: float = 0.0
+
+    def memory(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
+        """Return memory of this bucket, allocated when it is first asked for."""
+        found = self.scratch.get(name)
+        if found is None or found.shape != shape or found.device != like.device:
+            found = self.scratch[name] = torch.empty(shape, dtype=dtype, device=like.device)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the exchanges of the last step cost this rank.
+
+    Attributes
+    ----------
+    steps : int
+        Steps so far.
+    bytes_sent : int
+        Payload bytes that this rank sent in a step, as a ring or a direct exchange sends them; with `hierarchical`,
+        to other nodes.
+    bytes_float32 : int
+        What a ring all-reduce of the same elements in float32 sends there.
+    bytes_inside : int
+        With `hierarchical`: bytes sent inside the node.
+    kernel_seconds : float
+        Spent in this package's kernels.
+    exposed_seconds : float
+        From the moment the last gradient was there to the moment the last average was.
+    scratch_bytes : int
+        Memory held between steps.
+    buckets : tuple of dict
+        The same for each bucket.
+    """
+
+    steps: int
+    bytes_sent: int
+    bytes_float32: int
+    bytes_inside: int
+    kernel_seconds: float
+    exposed_seconds: float
+    scratch_bytes: int
+    buckets: tuple[dict[str, Any], ...]
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of float32 over bytes sent."""
+        return self.bytes_float32 / self.bytes_sent if self.bytes_sent else math.inf
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.steps} steps; {self.bytes_sent:,} bytes sent a step, {self.ratio:.2f} x fewer than float32; "
+            f"{1e3 * self.kernel_seconds:.2f} ms in kernels, {1e3 * self.exposed_seconds:.2f} ms exposed, "
+            f"{self.scratch_bytes:,} bytes of scratch"
+        )
+
+
+class _Carrier:
+    """A thread that carries exchanges on after their first wait, in the order in which they came, on `later`.
+
+    Other collectives of the job run on the caller's groups at the same time, in an order that this thread does not
+    know; on groups that it alone uses, the order is that of the buckets on every rank.
+    """
+
+    def __init__(self, groups: _Groups) -> None:
+        def second(group: Any) -> Any:
+            return dist.new_group(
+                dist.get_process_group_ranks(group),
+                timeout=_timeout(group),
+                backend=dist.get_backend_config(group),
+                use_local_synchronization=not _is_whole(group),
+            )
+
+        inside = None if groups.inside is None else second(groups.inside)
+        self.later = _Groups.of(second(groups.between), inside)
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        thread = threading.Thread(target=_carry, args=(self._queue,), name="terngrad-exchange", daemon=True)
+        thread.start()
+        # At exit too: a thread that comes back from a collective when the interpreter is gone aborts the process.
+        weakref.finalize(self, _stop, self._queue, thread)
+
+    def carry_on(self, exchange: _Exchange, work: Any, x: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
+        future: torch.futures.Future[Any] = torch.futures.Future(devices=[x.device] if x.is_cuda else None)
+        # An exception that is merely set would reach DistributedDataParallel as a result; one raised here is an error.
+        passed_on = future.then(lambda done: done.value())
+        self._queue.put((exchange, work, x, future))
+        return passed_on
+
+
+def _carry(waiting: Any) -> None:
+    failed = ""
+    while (item := waiting.get()) is not None:
+        exchange, work, x, future = item
+        try:
+            if failed:  # ranks are at different places now; waiting again would only add another timeout
+                raise RuntimeError(f"TernGrad: an exchange before this one failed: {failed}")
+            _finish(exchange, work)
+        except Exception as error:
+            failed = failed or f"{type(error).__name__}: {error}"
+            future.set_exception(error)
+        else:
+            future.set_result(x)
+        del item, exchange, work, x, future  # not kept alive until the next one comes
+
+
+def _stop(waiting: Any, thread: threading.Thread) -> None:
+    waiting.put(None)
+    if thread is not threading.current_thread():
+        thread.join()  # collectives end within the timeout of their group
+
+
+def _finish(exchange: _Exchange, work: Any) -> None:
+    while work is not None:
+        work.wait()
+        work = next(exchange, None)
+
+
+#: By the groups of the caller: states share them, since groups cannot be taken down and made again at will.
+_carriers: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Carrier]]" = weakref.WeakKeyDictionary()
+
+
+def _is_whole(group: Any) -> bool:
+    """Whether all ranks of the job are in it, and so can name another group of them by counting."""
+    return group is None or bool(dist.get_world_size(group) == dist.get_world_size())
+
+
+def _to_be_named(groups: _Groups) -> dict[str, Any]:
+    """What else the ranks must agree on for the groups of their `_Carrier`.
+
+    PyTorch names a group that only its own ranks make by how many groups a rank is in; where these numbers differ,
+    the ranks would wait for one another under different names.
+    """
+    if _has_carrier(groups) or (_is_whole(groups.between) and _is_whole(groups.inside)):
+        return {}
+    return {
+        "number of process groups (which only overlap=False does without)": len(dist.distributed_c10d._world.pg_names)
+    }
+
+
+def _has_carrier(groups: _Groups) -> bool:
+    return (groups.inside or groups.between) in _carriers.get(groups.between, ())
+
+
+def _carrier_of(groups: _Groups) -> _Carrier:
+    if not _has_carrier(groups):
+        by_inside = _carriers.setdefault(groups.between, weakref.WeakKeyDictionary())
+        by_inside[groups.inside or groups.between] = _Carrier(groups)
+    return _carriers[groups.between][groups.inside or groups.between]
+
+
+class TernGradState:
+    """Options and state of the ternary averaging of gradients, for `terngrad_hook` and `all_reduce_mean`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, optional
+        Whose embeddings and last linear layer are carried as float32 where they are small (together at most 1 % of
+        its elements). Without it they are ternarized.
+    strategy : {"gather", "sum", "requantize", "hierarchical"}, default "gather"
+        How messages travel; see ``docs/distributed.md``.
+    clip : float > 0 or None, default 2.5
+        As in `terngrad_kernels.encode`.
+    packing : {"two_bit", "base3"}, default "two_bit"
+        Of the ternary layers.
+    block : int, optional
+        Elements that share a scale, a multiple of 2560; None: a scale a layer.
+    seed : int, default 0
+        The same on all ranks: each adds its own rank.
+    start_step : int, default 0
+        Steps before it average plainly, in the dtype of the gradients.
+    float32 : callable, optional
+        ``float32(parameter) -> bool``: whether a layer is carried as float32. By default layers of fewer than 512
+        elements are, those of one dimension and fewer than 65536, and those that `model` names.
+    error_feedback : bool, default False
+        Add what the last step lost (clipping included) to this step's gradient, in float32, at both quantisations of
+        `requantize` (which then clips both). It starts from zero wherever the buckets change. Needs ``clip <= 2``.
+    process_group : ProcessGroup, optional
+        The default group without it. With `hierarchical`, the ranks of one place in each node.
+    local_group : ProcessGroup, optional
+        With `hierarchical`: the ranks of this node.
+    overlap : bool, default True
+        Carry exchanges on, on a thread of their own and a group of their own, while the backward pass goes on; else
+        wait in the hook.
+
+    Attributes
+    ----------
+    step : int
+        Averagings so far; what random bits go by.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        strategy: str = "gather",
+        clip: float | None = 2.5,
+        packing: str = "two_bit",
+        block: int | None = None,
+        seed: int = 0,
+        start_step: int = 0,
+        float32: Callable[[torch.Tensor], bool] | None = None,
+        error_feedback: bool = False,
+        process_group: Any = None,
+        local_group: Any = None,
+        overlap: bool = True,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
+        if packing_code(packing) > 1:
+            raise ValueError(f"packing: expected 'two_bit' or 'base3', got {packing!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+        if float32 is not None and not callable(float32):
+            raise TypeError(f"float32: expected a function of a parameter, got {type(float32).__name__}")
+        if (strategy == "hierarchical") != (local_group is not None):
+            raise ValueError("local_group: expected one with the strategy 'hierarchical', and with no other")
+        if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+            raise ValueError(f"start_step: expected an int >= 0, got {start_step!r}")
+        if error_feedback and (clip is None or clip > _WIDEST_CLIP):
+            raise ValueError(
+                f"clip: expected at most {_WIDEST_CLIP} with error_feedback, got {clip}: "
+                "what is lost with wider clipping adds up"
+            )
+        tk.encode(torch.zeros(1), clip=clip, seed=seed, block=block)  # which says what is wrong with them
+        self.strategy = strategy
+        self.clip = clip
+        self.packing = packing
+        self.block = block
+        self.seed = seed
+        self.start_step = start_step
+        self.float32 = float32
+        self.error_feedback = bool(error_feedback)
+        self.process_group = process_group
+        self.local_group = local_group
+        self.overlap = bool(overlap)
+        self.step = 0
+        self._small = _small_parameters(model) if model is not None else set()
+        self._buckets: dict[int | str, _Bucket] = {}
+        self._loaded: dict[str, Any] = {}
+        self._layers = 0  # of the buckets of this step so far
+        self._all_there = 0.0  # when the last bucket of the last step came
+
+    def attach(
+        self, model: torch.nn.Module | None = None, *, process_group: Any = None, local_group: Any = None
+    ) -> None:
+        """Give a state that was pickled the model and the groups that stayed behind.
+
+        Parameters
+        ----------
+        model, process_group, local_group
+            As when it was made.
+        """
+        if (self.strategy == "hierarchical") != (local_group is not None):
+            raise ValueError("local_group: expected one with the strategy 'hierarchical', and with no other")
+        self._small = _small_parameters(model) if model is not None else set()
+        self.process_group, self.local_group = process_group, local_group
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return step, seed and residuals: what this rank needs to go on as if it had not stopped."""
+        residuals = dict(self._loaded)
+        for bucket in self._buckets.values():
+            if bucket.residual is not None:
+                residuals[str(bucket.key)] = {
+                    "place": _place(bucket),
+                    "first": bucket.residual.clone(),
+                    "second": None if bucket.second_residual is None else bucket.second_residual.clone(),
+                }
+        return {"step": self.step, "seed": self.seed, "residuals": residuals}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave. All ranks do so together.
+
+        Residuals are those of one rank. Where this is another one now, or ranks or buckets are others, they start
+        from zero.
+        """
+        step, seed, residuals = int(state["step"]), int(state["seed"]), dict(state["residuals"])
+        self.step, self.seed, self._loaded = step, seed, residuals
+        self._buckets.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle options, step and residuals. Groups and the model's parameters stay behind: see `attach`."""
+        left: dict[str, Any] = {"process_group": None, "local_group": None, "_small": set(), "_buckets": {}}
+        return {**self.__dict__, **left, "_loaded": self.state_dict()["residuals"]}
+
+    # ---- what it cost
+
+    def report(self) -> Report:
+        """Return what the last step cost this rank."""
+        rows = [
+            {
+                "bucket": bucket.key,
+                "elements": bucket.size,
+                "bytes_sent": bucket.sent,
+                "bytes_float32": _ring(4 * _chunk(bucket.size, bucket.groups.local_world), bucket.groups.world),
+                "bytes_inside": bucket.sent_inside,
+                "kernel_seconds": bucket.kernel_seconds,
+                "exposed_seconds": max(0.0, bucket.done - self._all_there),
+                "scratch_bytes": sum(memory.nbytes for memory in bucket.scratch.values()),
+            }
+            for bucket in self._buckets.values()
+        ]
+        sums: dict[str, Any] = {
+            name: sum(row[name] for row in rows)
+            for name in ("bytes_sent", "bytes_float32", "bytes_inside", "kernel_seconds", "scratch_bytes")
+        }
+        exposed = max((bucket.done - self._all_there for bucket in self._buckets.values()), default=0.0)
+        return Report(steps=self.step, exposed_seconds=max(0.0, exposed), buckets=tuple(rows), **sums)
+
+    # ---- buckets
+
+    def _options(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        return {
+            "terngrad_kernels": __version__,
+            "strategy": self.strategy,
+            "clip": self.clip,
+            "packing": self.packing,
+            "block": self.block,
+            "seed": self.seed,
+            "start_step": self.start_step,
+            "step": self.step,
+            "error_feedback": self.error_feedback,
+            "overlap": self.overlap,
+        }
+
+    def _bucket(
+        self,
+        key: int | str,
+        parameters: Sequence[torch.Tensor],
+        like: torch.Tensor,
+        group: Any,
+        identity: Any,
+        whole: Sequence[str] = (),
+    ) -> _Bucket:
+        """Return what is known of a bucket; one that is new, or not what it was, begins anew.
+
+        `identity`: what tells it from another one of the same sizes. `whole`: what it is a part of.
+        """
+        groups = _Groups.of(group, self.local_group)
+        sizes = tuple(parameter.numel() for parameter in parameters)
+        dtype = dtype_name(like.dtype, "gradients")
+        layer, self._layers = self._layers, self._layers + len(sizes)
+        identity = (identity, sizes, dtype, layer, groups)
+        found = self._buckets.get(key)
+        if found is not None and found.identity == identity:
+            return found
+        packing = tuple("float32" if self._is_float32(parameter) else self.packing for parameter in parameters)
+        _check_agreement(
+            {
+                **self._options(),
+                **(_to_be_named(groups) if self.overlap and isinstance(key, int) else {}),
+                "ranks of a node": groups.local_world,
+                "dtype": dtype,
+                "layers": sizes,
+                "packing of layers": packing,
+                "tensors": whole,
+            },
+            like.device,
+            groups,
+        )
+        if self.strategy == "sum" and groups.world > COUNTS["counts16"]:
+            raise ValueError(f"strategy: 'sum' takes at most {COUNTS['counts16']} ranks, the group has {groups.world}")
+        shapes: Sequence[tuple[int, ...]] = [(size,) for size in sizes]
+        if self.strategy == "hierarchical":
+            shapes, packing = _chunk_of(sizes, packing, groups.local_rank, groups.local_world)
+        layout = Layout(
+            shapes,
+            "float32" if self.error_feedback else dtype,
+            packing,
+            self.block,
+            groups.world if self.strategy in ("sum", "requantize") else 1,
+        )
+        made = _Bucket(key, identity, groups, sizes, dtype, layer, layout)
+        self._restore(made, like.device)
+        # After DistributedDataParallel made its buckets anew there may be fewer of them.
+        if isinstance(key, int):
+            self._buckets = {at: old for at, old in self._buckets.items() if isinstance(at, str) or at < key}
+        self._buckets[key] = made
+        return made
+
+    def _is_float32(self, parameter: torch.Tensor) -> bool:
+        if self.float32 is not None:
+            return bool(self.float32(parameter))
+        elements = parameter.numel()
+        short = elements < _LEAST_ELEMENTS or (parameter.ndim <= 1 and elements < _LONGEST_BIAS)
+        return short or id(parameter) in self._small
+
+    def _restore(self, bucket: _Bucket, device: torch.device) -> None:
+        if not self.error_feedback:
+            return
+        bucket.residual = torch.zeros(bucket.layout.size, dtype=torch.float32, device=device)
+        if self.strategy == "requantize":
+            own = bucket.layout.shard(bucket.groups.rank).size
+            bucket.second_residual = torch.zeros(own, dtype=torch.float32, device=device)
+        # A new process goes through DistributedDataParallel's first buckets again before it comes to those it saved.
+        loaded = self._loaded.get(str(bucket.key))
+        if loaded is None or loaded["place"] != _place(bucket):
+            return
+        del self._loaded[str(bucket.key)]
+        bucket.residual.copy_(loaded["first"])
+        if bucket.second_residual is not None:
+            bucket.second_residual.copy_(loaded["second"])
+
+
+def _place(bucket: _Bucket) -> list[Any]:
+    """What residuals belong to: they mean nothing elsewhere."""
+    groups = bucket.groups
+    second = 0 if bucket.second_residual is None else bucket.second_residual.numel()
+    return [list(bucket.sizes), groups.world, groups.rank, groups.local_world, groups.local_rank, second]
+
+
+# ---- the strategies
+
+
+def _exchange(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
+    """Average one flat bucket in place. `later`: the groups for what comes after the first wait."""
+    bucket.sent = bucket.sent_inside = 0
+    bucket.kernel_seconds = 0.0
+    bucket.step = state.step  # which goes on before the exchange ends
+    if bucket.size:
+        yield from (_plain if state.step < state.start_step else _STRATEGIES[state.strategy])(state, bucket, x, later)
+    bucket.done = time.perf_counter()
+
+
+class _Timed:
+    """Adds the time of its block to the bucket's."""
+
+    def __init__(self, bucket: _Bucket) -> None:
+        self._bucket = bucket
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._bucket.kernel_seconds += time.perf_counter() - self._start
+
+
+def _encode(state: TernGradState, bucket: _Bucket, x: torch.Tensor, scales: Scales | None = None) -> torch.Tensor:
+    """Return the bucket's message, and leave what it lost in the residual."""
+    data = bucket.memory("message", (bucket.layout.nbytes,), torch.uint8, x)
+    with _Timed(bucket):
+        packed = tk.encode(
+            x,
+            clip=state.clip,
+            seed=state.seed + dist.get_rank(),
+            offset=bucket.step,
+            layer=bucket.layer,
+            scales=scales,
+            layout=bucket.layout,
+            out=data,
+        )
+        if bucket.residual is not None:
+            _keep_lost(bucket.residual, x, packed)
+    return data
+
+
+def _keep_lost(residual: torch.Tensor, x: torch.Tensor, packed: Packed) -> None:
+    """Leave x minus what the message says in `residual`. What is not finite is lost: it would never leave again."""
+    residual.copy_(x)
+    tk.decode(packed, out=residual, weight=-1.0, accumulate=True)
+    torch.nan_to_num_(residual, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _with_residual(bucket: _Bucket, x: torch.Tensor) -> torch.Tensor:
+    """What is encoded: the gradient, plus what was lost before."""
+    if bucket.residual is None:
+        return x
+    total = bucket.memory("total", (bucket.layout.size,), torch.float32, x)
+    return torch.add(bucket.residual, x, out=total)
+
+
+def _plain(_state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
+    """The average without quantising; divided first, so that a sum of half-precision gradients stays in range."""
+    groups = bucket.groups
+    if groups.inside is not None:
+        bucket.sent_inside = _ring(x.nbytes, groups.local_world)
+        x.div_(groups.local_world)
+        yield dist.all_reduce(x, group=groups.inside, async_op=True)
+        groups = later
+    bucket.sent = _ring(x.nbytes, groups.world)
+    x.div_(groups.world)
+    yield dist.all_reduce(x, group=groups.between, async_op=True)
+
+
+def _gather(state: TernGradState, bucket: _Bucket, x: torch.Tensor, _later: _Groups) -> _Exchange:
+    """Every rank gets every message, and adds them up itself."""
+    yield from _gather_over(state, bucket, x, bucket.groups)
+
+
+def _gather_over(state: TernGradState, bucket: _Bucket, x: torch.Tensor, groups: _Groups) -> _Exchange:
+    message = _encode(state, bucket, _with_residual(bucket, x))
+    gathered = bucket.memory("gathered", (groups.world, bucket.layout.nbytes), torch.uint8, x)
+    bucket.sent = (groups.world - 1) * message.nbytes
+    yield _all_gather(gathered, message.view(1, -1), group=groups.between, async_op=True)
+    with _Timed(bucket):
+        tk.decode_sum(Packed(bucket.layout, gathered), weights=_mean(groups), out=x)
+
+
+def _mean(groups: _Groups) -> list[float]:
+    return [1.0 / groups.world] * groups.world
+
+
+def _shard_exchange(bucket: _Bucket, message: torch.Tensor, groups: _Groups) -> tuple[Any, torch.Tensor]:
+    """Send each rank its shard of the message; what comes back is one shard of every rank's."""
+    received = bucket.memory("received", (groups.world, message.numel() // groups.world), torch.uint8, message)
+    bucket.sent += (groups.world - 1) * received.shape[1]
+    return dist.all_to_all_single(received.view(-1), message, group=groups.between, async_op=True), received
+
+
+def _gather_shards(bucket: _Bucket, own: torch.Tensor, groups: _Groups) -> tuple[Any, torch.Tensor]:
+    """Give every rank all ranks' shards: one message of the whole bucket."""
+    gathered = bucket.memory("gathered", (groups.world, own.numel()), torch.uint8, own)
+    bucket.sent += (groups.world - 1) * own.numel()
+    return _all_gather(gathered, own.view(1, -1), group=groups.between, async_op=True), gathered.view(-1)
+
+
+def _sum(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
+    """Scales are shared; each rank adds its shard's trits exactly, and all get the counts."""
+    world, rank = bucket.groups.world, bucket.groups.rank
+    total = _with_residual(bucket, x)
+    shape = (bucket.layout.groups,)
+    scales = Scales(*(bucket.memory(name, shape, torch.float32, x) for name in Scales._fields))
+    with _Timed(bucket):
+        tk.scales(total, clip=state.clip, layout=bucket.layout, out=scales)
+    bucket.sent = _ring(scales.scale.nbytes, world)
+    yield dist.all_reduce(scales.scale, op=dist.ReduceOp.MAX, group=bucket.groups.between, async_op=True)
+    message = _encode(state, bucket, total, scales)
+    work, received = _shard_exchange(bucket, message, later)
+    yield work
+    own, counts = bucket.layout.shard(rank), bucket.layout.with_ternary(counts_for(world))
+    sums = bucket.memory("sums", (counts.nbytes // world,), torch.uint8, x)
+    with _Timed(bucket):
+        tk.sum_trits(Packed(own, received), out=sums)
+    work, gathered = _gather_shards(bucket, sums, later)
+    yield work
+    with _Timed(bucket):
+        tk.decode(Counts(counts, world, gathered), weight=1.0 / world, out=x)
+
+
+def _requantize(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
+    """Each rank averages its shard and ternarizes it again: two bits an element on both ways."""
+    message = _encode(state, bucket, _with_residual(bucket, x))
+    work, received = _shard_exchange(bucket, message, bucket.groups)
+    yield work
+    own = bucket.layout.shard(bucket.groups.rank)
+    second = bucket.memory("second", (own.nbytes,), torch.uint8, x)
+    draw: dict[str, Any] = {"seed": state.seed + dist.get_rank(), "offset": bucket.step, "layer": bucket.layer}
+    weights = _mean(bucket.groups)
+    with _Timed(bucket):
+        if bucket.second_residual is None:
+            tk.repack(Packed(own, received), weights=weights, out=second, **draw)
+        else:
+            # Its own residual is added before, which repack has no place for. The seed is one that no rank's first
+            # message uses.
+            draw["seed"] += dist.get_world_size()
+            mean = bucket.memory("mean", (own.size,), torch.float32, x)
+            tk.decode_sum(Packed(own, received), weights=weights, out=mean)
+            mean += bucket.second_residual
+            packed = tk.encode(mean, clip=state.clip, layout=own, out=second, **draw)
+            _keep_lost(bucket.second_residual, mean, packed)
+    work, gathered = _gather_shards(bucket, second, later)
+    yield work
+    with _Timed(bucket):
+        tk.decode(Packed(bucket.layout, gathered), out=x)
+
+
+def _hierarchical(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
+    """Inside a node gradients are averaged as they are; between nodes each rank sends its part of them as trits."""
+    local = bucket.groups.local_world
+    chunk = _chunk(bucket.size, local)
+    padded = bucket.memory("padded", (local * chunk,), x.dtype, x)
+    torch.div(x, local, out=padded[: x.numel()])
+    padded[x.numel() :].zero_()
+    part = bucket.memory("part", (chunk,), x.dtype, x)
+    yield _reduce_scatter(part, padded, group=bucket.groups.inside, async_op=True)
+    if bucket.layout.size:  # else this rank, and those of its place in the other nodes, have padding alone
+        yield from _gather_over(state, bucket, part[: bucket.layout.size], later)
+    bucket.sent_inside = 2 * (local - 1) * part.nbytes
+    yield _all_gather(padded, part, group=later.inside, async_op=True)
+    x.copy_(padded[: x.numel()])
+
+
+_STRATEGIES = {"gather": _gather, "sum": _sum, "requantize": _requantize, "hierarchical": _hierarchical}
+
+
+# ---- the hook and the function
+
+
+def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Average a bucket of gradients: ``model.register_comm_hook(state, terngrad_hook)``.
+
+    Parameters
+    ----------
+    state : TernGradState
+        Options, step and memory; one a model.
+    bucket : torch.distributed.GradBucket
+        As DistributedDataParallel hands it over.
+
+    Returns
+    -------
+    torch.futures.Future
+        Of the bucket's buffer, with the average in it.
+
+    Raises
+    ------
+    RuntimeError
+        At first use, on every rank, if the ranks' options or layers differ: the text names a rank and the difference.
+        Where a rank is lost, within the timeout of the group.
+    """
+    if bucket.is_last():
+        state._all_there = time.perf_counter()
+    x = bucket.buffer()
+    parameters = bucket.parameters()
+    if bucket.index() == 0:
+        state._layers = 0
+    # Equal sizes are not enough: buckets made anew may hold other layers of the same sizes.
+    known = state._bucket(bucket.index(), parameters, x, state.process_group, tuple(map(id, parameters)))
+    if state.overlap:
+        carrier = _carrier_of(known.groups)
+        exchange = _exchange(state, known, x, carrier.later)
+        future = carrier.carry_on(exchange, next(exchange, None), x)
+    else:
+        exchange = _exchange(state, known, x, known.groups)
+        _finish(exchange, next(exchange, None))
+        future = torch.futures.Future(devices=[x.device] if x.is_cuda else None)
+        future.set_result(x)
+    if bucket.is_last():
+        state.step += 1
+    return future
+
+
+def all_reduce_mean(tensors: Sequence[torch.Tensor], state: TernGradState, group: Any = None) -> None:
+    """Replace each of a list of tensors by its average over the ranks, as `terngrad_hook` does; waits for the result.
+
+    One call is one step: random bits go by ``state.step``, which it raises by one.
+
+    Parameters
+    ----------
+    tensors : sequence of torch.Tensor
+        Floating point, of any dtypes, devices and memory formats; those that share dtype and device travel together.
+        The same on all ranks.
+    state : TernGradState
+        Options, step and memory; one for each list that is averaged again and again.
+    group : ProcessGroup, optional
+        In place of the state's ``process_group``.
+
+    Raises
+    ------
+    TypeError, RuntimeError
+        For tensors that are not of floating point; as `terngrad_hook`.
+    """
+    if isinstance(tensors, torch.Tensor):
+        raise TypeError("tensors: expected a list of tensors, got a tensor")
+    group = state.process_group if group is None else group
+    together: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"tensors[{i}]: expected a tensor, got {type(tensor).__name__}")
+        dtype_name(tensor.dtype, f"tensors[{i}]")
+        together.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+    whole = [f"{tensor.dtype} {tensor.device.type} {list(tensor.shape)}" for tensor in tensors]
+    state._layers = 0
+    state._all_there = time.perf_counter()
+    for (dtype, device), members in together.items():
+        bucket = state._bucket(f"{dtype} {device}", members, members[0], group, None, whole)
+        x = bucket.memory("flat", (bucket.size,), dtype, members[0])
+        torch.cat([member.reshape(-1) for member in members], out=x)
+        exchange = _exchange(state, bucket, x, bucket.groups)
+        _finish(exchange, next(exchange, None))
+        for member, mean in zip(members, x.split(bucket.sizes), strict=True):
+            member.copy_(mean.view(member.shape))
+    state.step += 1
+
+
+# ---- what the exchanges stand on
+
+
+def _ring(nbytes: int, world: int) -> int:
+    """Bytes that each rank sends in a ring all-reduce."""
+    return 2 * (world - 1) * nbytes // world
+
+
+def _chunk(size: int, ranks: int) -> int:
+    return -(-size // ranks)
+
+
+def _chunk_of(
+    sizes: Sequence[int], packing: Sequence[str], place: int, ranks: int
+) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
+    """Shapes and packings of the parts of layers that lie in one rank's chunk of a flat bucket."""
+    chunk = _chunk(sum(sizes), ranks)
+    first, last = place * chunk, (place + 1) * chunk
+    shapes: list[tuple[int, ...]] = []
+    packings = []
+    at = 0
+    for size, name in zip(sizes, packing, strict=True):
+        inside = min(at + size, last) - max(at, first)
+        at += size
+        if inside > 0:
+            shapes.append((inside,))
+            packings.append(name)
+    return shapes, tuple(packings)
+
+
+def _small_parameters(model: torch.nn.Module) -> set[int]:
+    """Identities of the weights of embeddings and of the last linear layer, as many as are small together."""
+    heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1:]
+    embeddings = [
+        module for module in model.modules() if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+    ]
+    weights = {id(module.weight): module.weight.numel() for module in heads + embeddings}
+    left = _SMALL_SHARE * sum(parameter.numel() for parameter in model.parameters())
+    small = set()
+    for identity, elements in sorted(weights.items(), key=lambda item: item[1]):
+        left -= elements
+        if left < 0:
+            break
+        small.add(identity)
+    return small
+
+
+def _check_agreement(own: dict[str, Any], device: torch.device, groups: _Groups) -> None:
+    """Raise on every rank if options or layers differ between ranks, and name one of them."""
+    text = json.dumps(own, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).digest()
+    # First inside the node; what its ranks sent then stands for the node, so that all others see a difference in it.
+    members = [group for group in (groups.inside, groups.between) if group is not None]
+    agreed = True
+    for group in members:
+        sent = torch.tensor([list(digest)], dtype=torch.uint8, device=device)
+        digests = sent.new_empty((dist.get_world_size(group), len(digest)))
+        _all_gather(digests, sent, group=group)
+        agreed = agreed and bool((digests == digests[0]).all())
+        digest = hashlib.sha256(digests.cpu().numpy().tobytes()).digest()
+    if agreed:
+        return
+    known: list[tuple[int, str]] = [(dist.get_rank(), text)]
+    for group in members:
+        parts: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(parts, known, group=group)
+        known = [item for part in parts for item in part]
+    known.sort()
+    (first_rank, first_text), *others = known
+    first = json.loads(first_text)
+    for rank, other_text in others:
+        for key, value in json.loads(other_text).items():
+            if value != first.get(key, value):  # some are there with some options alone, which then differ
+                raise RuntimeError(
+                    f"TernGrad: the ranks differ in {key}: rank {rank} has {value!r}, "
+                    f"rank {first_rank} has {first[key]!r}"
+                )
+
+
+def _timeout(group: Any) -> Any:
+    """The group's own timeout, so that a lost rank is found in the same time on both groups."""
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    options = getattr(group._get_backend(device), "options", None)
+    return getattr(options, "_timeout", None)
+
+
+# ---- whether it pays
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` found.
+
+    Attributes
+    ----------
+    strategy : str or None
+        The fastest; None: plain averaging in float32.
+    seconds : dict
+        Predicted seconds of one exchange that nothing hides, by strategy; "float32" is plain averaging.
+    """
+
+    strategy: str | None
+    seconds: dict[str, float]
+
+
+def measure_link(group: Any = None, nbytes: int = 1 << 22, rounds: int = 5) -> tuple[float, float]:
+    """Measure the link between the ranks of a group, by all-reduces. All ranks call it together.
+
+    Parameters
+    ----------
+    group : ProcessGroup, optional
+        The default group without it.
+    nbytes : int, default 4 MiB
+        Of the larger all-reduce.
+    rounds : int, default 5
+        Of each size; the fastest counts.
+
+    Returns
+    -------
+    bandwidth : float
+        Bits a second that each rank sends.
+    latency : float
+        Seconds of one of the 2 (W - 1) steps of a ring.
+    """
+    if nbytes < 8 or rounds < 1:
+        raise ValueError(f"expected nbytes >= 8 and rounds >= 1, got {nbytes} and {rounds}")
+    world = dist.get_world_size(group)
+    if world == 1:
+        return math.inf, 0.0
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+
+    def fastest(elements: int) -> float:
+        x = torch.zeros(elements, device=device)
+        best = math.inf
+        for _ in range(rounds):
+            dist.barrier(group)
+            start = time.perf_counter()
+            dist.all_reduce(x, group=group)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    small, large = fastest(1), fastest(nbytes // 4)
+    # Ranks must come to the same answer, so to the slowest's.
+    found = torch.tensor([small, large], dtype=torch.float64, device=device)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    small, large = found.tolist()
+    return 8 * _ring(nbytes, world) / max(large - small, 1e-9), small / (2 * (world - 1))
+
+
+def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, float]:
+    """Seconds an element: to encode, and to add one message to a sum."""
+    x = torch.linspace(-1.0, 1.0, elements)
+    packed = tk.encode(x, seed=1)
+    out = torch.empty_like(x)
+
+    def fastest(call: Callable[[], object]) -> float:
+        best = math.inf
+        for _ in range(rounds):
+            start = time.perf_counter()
+            call()
+            best = min(best, time.perf_counter() - start)
+        return best / elements
+
+    return {
+        "encode": fastest(lambda: tk.encode(x, seed=1, out=packed.data)),
+        "decode": fastest(lambda: tk.decode_sum([packed] * 4, out=out)) / 4,
+    }
+
+
+def recommend(
+    elements: int,
+    world_size: int,
+    *,
+    bandwidth: float,
+    latency: float = 0.0,
+    dtype: Any = "float32",
+    packing: str = "two_bit",
+    kernel_seconds: dict[str, float] | None = None,
+) -> Recommendation:
+    """Predict which strategy averages gradients fastest over a link, or that none beats plain averaging.
+
+    Parameters
+    ----------
+    elements : int
+        Of the gradient.
+    world_size : int
+        Ranks.
+    bandwidth : float
+        Bits a second that each rank sends; `measure_link` measures it.
+    latency : float, default 0.0
+        Seconds that a message takes on its way, whatever its length.
+    dtype : str or dtype, default "float32"
+        That plain averaging sends.
+    packing : {"two_bit", "base3"}, default "two_bit"
+        As in `TernGradState`.
+    kernel_seconds : dict, optional
+        Seconds an element of "encode", and of "decode" for each message that is added. Measured on this machine
+        without it.
+
+    Returns
+    -------
+    Recommendation
+        The fastest strategy, and the seconds predicted for each.
+    """
+    if elements < 0 or world_size < 1 or not bandwidth > 0 or not latency >= 0:
+        raise ValueError(
+            "expected elements >= 0, world_size >= 1, bandwidth > 0 and latency >= 0, "
+            f"got {elements}, {world_size}, {bandwidth} and {latency}"
+        )
+    rates = _measure_kernels() if kernel_seconds is None else kernel_seconds
+    n, world = elements, world_size
+    others = world - 1
+    trits = Layout([(n,)], packing=packing).nbytes
+    counts = Layout([(n,)], packing=counts_for(min(world, COUNTS["counts16"]))).nbytes
+    encode, decode = rates["encode"] * n, rates["decode"] * n
+    plain = _ring(DTYPES[dtype_name(dtype)] * n, world)
+    # Bytes that a rank sends, messages that it waits for one after the other, seconds in kernels. A shard of every
+    # rank's message is as long as one message.
+    costs = {
+        "float32": (plain, 2 * others, 0.0),
+        "gather": (others * trits, others, encode + world * decode),
+        "sum": (others * (trits + counts) // world, 4 * others, encode + 2 * decode),
+        "requantize": (2 * others * trits // world, 2 * others, encode + (decode + encode / world) + decode),
+    }
+    seconds = {name: 8 * sent / bandwidth + latency * waits + work for name, (sent, waits, work) in costs.items()}
+    if world > COUNTS["counts16"]:
+        del seconds["sum"]
+    best = min(seconds, key=lambda name: seconds[name])
+    return Recommendation(None if best == "float32" else best, seconds)

@@ -71,10 +71,10 @@ float float_at(const Array& array, int64_t index) { return load<float>(array.dat
 Statistics fold(StripeSums* sums) { return Statistics{sums->top, tree_sum(sums->q, kBins), tree_sum(sums->s, kBins)}; }
 
 // Parts of a layer take whole bins, so that every bin is summed by one thread, in order.
-Statistics measure_sums(const void* x, DType dtype, int64_t n, bool center) {
+Statistics measure_sums(const void* x, DType dtype, int64_t n, bool center, int64_t threads = get_num_threads()) {
   const Kernels& kernel = kernels();
   const int64_t stripes = (n + kStripe - 1) / kStripe;
-  const int64_t parts = std::min(parts_for(n), kBins);
+  const int64_t parts = std::min(parts_for(n, threads), kBins);
   StripeSums sums{};
   if (parts == 1) {
     kernel.scales(x, dtype, n, 0, stripes, center, &sums);
@@ -102,9 +102,9 @@ Statistics measure_sums(const void* x, DType dtype, int64_t n, bool center) {
   return fold(&sums);
 }
 
-Scale measured(const void* x, DType dtype, int64_t n, Measure measure) {
+Scale measured(const void* x, DType dtype, int64_t n, Measure measure, int64_t threads) {
   if (n == 0) return Scale{0.0f, float_of(kInfinity32)};
-  return scale_of(measure_sums(x, dtype, n, measure.center), n, measure.clip, measure.center);
+  return scale_of(measure_sums(x, dtype, n, measure.center, threads), n, measure.clip, measure.center);
 }
 
 // A float32 layer is carried: its scale field is 1 and nothing is measured.
@@ -127,17 +127,24 @@ void for_each_group(const Layout& layout, const F& f) {
   }
 }
 
+// Who works on a group: one of the parts that run side by side, or the caller's thread, as part 0, which may use the
+// pool. So one of `part` and `threads` is the least that it can be.
+struct Share {
+  int64_t part;
+  int64_t threads;
+};
+
 // What each group is quantised with: measured over its elements, or passed.
 class ScaleSource {
  public:
   ScaleSource(const Layout& layout, const Bucket& bucket, DType dtype, Measure measure, const PassedScales* passed)
       : layout_(layout), bucket_(bucket), dtype_(dtype), measure_(measure), passed_(passed) {}
 
-  Scale of(const Group& group, int64_t) const {
+  Scale of(const Group& group, Share share) const {
     const Piece& piece = layout_.pieces()[group.first];
     if (piece.packing == Packing::float32) return kCarried;
     if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
-    return measured(bucket_.address(piece), dtype_, group.size, measure_);
+    return measured(bucket_.address(piece), dtype_, group.size, measure_, share.threads);
   }
 
  private:
@@ -148,43 +155,40 @@ class ScaleSource {
   const PassedScales* passed_;
 };
 
-// Calls f(scale, group, part) for all groups: measured first, so that a group that fits the cache is read from memory
-// once. Groups that are worth several threads come one by one, on the caller's thread, as part 0, and source and f may
-// use the pool; the others are put together and given out in parts below `threads` that run side by side. f must not
-// throw.
+// Calls f(scale, group, share) for all groups: measured first, so that a group that fits the cache is read from memory
+// once. A group that is a large part of the bucket is shared by all threads; the others are given out whole, since each
+// sharing costs two meetings of the threads. Parts are below `threads`. f must not throw.
 template <class Source, class F>
 void for_each_scaled_group(const Layout& layout, Source& source, int64_t threads, const F& f) {
+  // Parts of whole groups differ by one of them at the most: by a sixteenth of a thread's work.
+  const int64_t large = layout.size() / (16 * threads);
   std::vector<Group> small;
   int64_t small_elements = 0;
-  const auto run_small = [&] {
-    const int64_t parts = parts_for(small_elements, threads);
-    std::vector<size_t> bounds{0};
-    int64_t elements = 0;
-    for (size_t i = 0; i < small.size(); ++i) {
-      elements += small[i].size;
-      const auto full = static_cast<int64_t>(bounds.size());
-      if (full < parts && elements >= small_elements / parts * full) bounds.push_back(i + 1);
-    }
-    bounds.push_back(small.size());
-    parallel(static_cast<int64_t>(bounds.size()) - 1, [&](int64_t part) {
-      for (size_t i = bounds[static_cast<size_t>(part)]; i < bounds[static_cast<size_t>(part) + 1]; ++i) {
-        f(source.of(small[i], part), small[i], part);
-      }
-    });
-    small.clear();
-    small_elements = 0;
-  };
   for_each_group(layout, [&](const Group& group) {
-    if (parts_for(group.size, threads) == 1) {
+    if (parts_for(group.size, threads) == 1 || group.size < large) {
       small.push_back(group);
       small_elements += group.size;
       return;
     }
-    run_small();
     const FloatEnvironment environment;
-    f(source.of(group, 0), group, 0);
+    const Share share{0, threads};
+    f(source.of(group, share), group, share);
   });
-  run_small();
+  const int64_t parts = parts_for(small_elements, threads);
+  std::vector<size_t> bounds{0};
+  int64_t elements = 0;
+  for (size_t i = 0; i < small.size(); ++i) {
+    elements += small[i].size;
+    const auto full = static_cast<int64_t>(bounds.size());
+    if (full < parts && elements >= small_elements / parts * full) bounds.push_back(i + 1);
+  }
+  bounds.push_back(small.size());
+  parallel(static_cast<int64_t>(bounds.size()) - 1, [&](int64_t part) {
+    const Share share{part, 1};
+    for (size_t i = bounds[static_cast<size_t>(part)]; i < bounds[static_cast<size_t>(part) + 1]; ++i) {
+      f(source.of(small[i], share), small[i], share);
+    }
+  });
 }
 
 Draw draw_of(const DrawBase& base, const Piece& piece) {
@@ -375,7 +379,7 @@ class SummedSource {
  public:
   // `threads`: that may use it side by side.
   SummedSource(const Layout& layout, Sum sum, int64_t threads, Measure measure, const PassedScales* passed)
-      : layout_(layout), sum_(std::move(sum)), threads_(threads), measure_(measure), passed_(passed) {
+      : layout_(layout), sum_(std::move(sum)), measure_(measure), passed_(passed) {
     int64_t longest = 0;
     for_each_group(layout, [&](const Group& group) { longest = std::max(longest, group.size); });
     if (!passed) stripes_.resize(static_cast<size_t>((longest + kStripe - 1) / kStripe));
@@ -384,12 +388,12 @@ class SummedSource {
 
   const Sum& sum() const { return sum_; }
 
-  Scale of(const Group& group, int64_t outer) {
+  Scale of(const Group& group, Share share) {
     const Piece& piece = layout_.pieces()[group.first];
     if (piece.packing == Packing::float32) return kCarried;
     if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
     if (group.size == 0) return Scale{0.0f, float_of(kInfinity32)};
-    return scale_of(measured(group, outer), group.size, measure_.clip, false);
+    return scale_of(measured(group, share), group.size, measure_.clip, false);
   }
 
   // Calls f(at, n, x) for elements [begin, end) of a piece, in runs of at most kUnit that x holds. Poisoned ones are
@@ -450,15 +454,15 @@ class SummedSource {
   }
 
   // Each part takes stripes that lie side by side and leaves their sums; they go to their bins in order afterwards.
-  Statistics measured(const Group& group, int64_t outer) {
-    const int64_t parts = parts_for(group.size, threads_);
+  Statistics measured(const Group& group, Share share) {
+    const int64_t parts = parts_for(group.size, share.threads);
     const int64_t runs = (group.size + kBoth - 1) / kBoth;
     std::atomic<uint32_t> top{0};
-    double* stripes = outer == 0 && parts > 1 ? stripes_.data() : nullptr;
+    double* stripes = parts > 1 ? stripes_.data() : nullptr;
     StripeSums bins{};
     parallel(parts, [&](int64_t inner) {
       uint32_t part_top = 0;
-      for_each_stripe(outer + inner, group, runs * inner / parts * kBoth,
+      for_each_stripe(share.part + inner, group, runs * inner / parts * kBoth,
                       std::min(group.size, runs * (inner + 1) / parts * kBoth),
                       [&](int64_t stripe, double q, uint32_t stripe_top) {
                         if (stripes) {
@@ -481,7 +485,6 @@ class SummedSource {
 
   const Layout& layout_;
   Sum sum_;
-  int64_t threads_;
   Measure measure_;
   const PassedScales* passed_;
   std::vector<double> stripes_;
@@ -540,7 +543,7 @@ void scales(const Layout& layout, const Arrays& x, Measure measure, const Array&
   check_disjoint({scale, limit}, x);
   const Bucket bucket(layout, x);
   const ScaleSource source(layout, bucket, dtype, measure, nullptr);
-  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, Share) {
     const int64_t index = layout.pieces()[group.first].group;
     store<float>(scale.data, index, found.scale);
     store<float>(limit.data, index, found.limit);
@@ -562,9 +565,9 @@ void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedSc
   };
   if (!passed) {
     const ScaleSource source(layout, from, dtype, measure, nullptr);
-    for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
+    for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, Share share) {
       for_each_range(
-          pieces, group.first, group.last, parts_for(group.size),
+          pieces, group.first, group.last, parts_for(group.size, share.threads),
           [&](int64_t, const Piece& piece, int64_t begin, int64_t end) { clip_range(found.limit, piece, begin, end); });
     });
     return;
@@ -595,9 +598,9 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, from, dtype, measure, passed);
-  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, Share share) {
     store<float>(scale.data, pieces[group.first].group, found.scale);
-    for_each_range(pieces, group.first, group.last, parts_for(group.size),
+    for_each_range(pieces, group.first, group.last, parts_for(group.size, share.threads),
                    [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
                      kernel.ternarize(from.address(piece, begin), dtype, end - begin, piece.first + begin,
                                       draw_of(draw, piece), quantiser_of(found),
@@ -619,9 +622,9 @@ void encode(const Layout& layout, const Arrays& x, Measure measure, const Passed
   const std::vector<Piece>& pieces = layout.pieces();
   const ScaleSource source(layout, bucket, dtype, measure, passed);
   zero_gaps(layout, data);
-  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, int64_t) {
+  for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, Share share) {
     for (size_t i = group.first; i < group.last; ++i) store<float>(data.data + pieces[i].scale_at, 0, found.scale);
-    for_each_range(pieces, group.first, group.last, parts_for(group.size),
+    for_each_range(pieces, group.first, group.last, parts_for(group.size, share.threads),
                    [&](int64_t, const Piece& piece, int64_t begin, int64_t end) {
                      kernel.encode(bucket.address(piece, begin), dtype, end - begin, piece.first + begin,
                                    draw_of(draw, piece), quantiser_of(found), piece.packing,
@@ -658,19 +661,19 @@ void repack(const Layout& layout, const Arrays& messages, const std::vector<doub
   const int64_t threads = get_num_threads();
   SummedSource source(layout, Sum(starts, rounded_weights(weights), threads), threads, measure, passed);
   zero_gaps(result, data);
-  for_each_scaled_group(layout, source, threads, [&](Scale found, const Group& group, int64_t outer) {
+  for_each_scaled_group(layout, source, threads, [&](Scale found, const Group& group, Share share) {
     for (size_t i = group.first; i < group.last; ++i) {
       const float scale = source.sum().is_poisoned(pieces[i]) ? float_of(kInfinity32) : found.scale;
       store<float>(data.data + result.pieces()[i].scale_at, 0, scale);
     }
     // One of the two numbers of a part is 0.
-    for_each_range(pieces, group.first, group.last, parts_for(group.size, threads),
+    for_each_range(pieces, group.first, group.last, parts_for(group.size, share.threads),
                    [&](int64_t inner, const Piece& piece, int64_t begin, int64_t end) {
                      const Piece& target = result.pieces()[static_cast<size_t>(&piece - pieces.data())];
                      const Draw bits = second_draw_of(draw, piece);
                      const bool poisoned = source.sum().is_poisoned(piece);
                      const Quantiser quantiser = quantiser_of(poisoned ? poisoned_scale() : found);
-                     source.for_each_run(outer + inner, piece, begin, end, [&](int64_t at, int64_t n, float* x) {
+                     source.for_each_run(share.part + inner, piece, begin, end, [&](int64_t at, int64_t n, float* x) {
                        kernel.encode(x, DType::float32, n, piece.first + at, bits, quantiser, target.packing,
                                      data.data + target.payload_at + payload_bytes(target.packing, at));
                      });

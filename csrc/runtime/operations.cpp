@@ -102,13 +102,14 @@ Statistics measure_sums(const void* x, DType dtype, int64_t n, bool center, int6
   return fold(&sums);
 }
 
-Scale measured(const void* x, DType dtype, int64_t n, Measure measure, int64_t threads) {
-  if (n == 0) return Scale{0.0f, float_of(kInfinity32)};
-  return scale_of(measure_sums(x, dtype, n, measure.center, threads), n, measure.clip, measure.center);
-}
-
+constexpr Scale kEmpty{0.0f, __builtin_inff()};
 // A float32 layer is carried: its scale field is 1 and nothing is measured.
 constexpr Scale kCarried{1.0f, __builtin_inff()};
+
+Scale measured(const void* x, DType dtype, int64_t n, Measure measure, int64_t threads) {
+  if (n == 0) return kEmpty;
+  return scale_of(measure_sums(x, dtype, n, measure.center, threads), n, measure.clip, measure.center);
+}
 
 // The pieces [first, last) of a group: neighbours in memory, one scale.
 struct Group {
@@ -134,6 +135,13 @@ struct Share {
   int64_t threads;
 };
 
+// What a group need not be measured for.
+std::optional<Scale> known_scale(const Piece& piece, const PassedScales* passed) {
+  if (piece.packing == Packing::float32) return kCarried;
+  if (!passed) return std::nullopt;
+  return passed_scale(float_at(passed->scale, piece.group), float_at(passed->limit, piece.group));
+}
+
 // What each group is quantised with: measured over its elements, or passed.
 class ScaleSource {
  public:
@@ -142,8 +150,7 @@ class ScaleSource {
 
   Scale of(const Group& group, Share share) const {
     const Piece& piece = layout_.pieces()[group.first];
-    if (piece.packing == Packing::float32) return kCarried;
-    if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
+    if (const std::optional<Scale> known = known_scale(piece, passed_)) return *known;
     return measured(bucket_.address(piece), dtype_, group.size, measure_, share.threads);
   }
 
@@ -382,17 +389,16 @@ class SummedSource {
       : layout_(layout), sum_(std::move(sum)), measure_(measure), passed_(passed) {
     int64_t longest = 0;
     for_each_group(layout, [&](const Group& group) { longest = std::max(longest, group.size); });
-    if (!passed) stripes_.resize(static_cast<size_t>((longest + kStripe - 1) / kStripe));
+    // One thread alone adds each stripe to its bin at once.
+    if (!passed && threads > 1) stripes_.resize(static_cast<size_t>((longest + kStripe - 1) / kStripe));
     scratch_.resize(static_cast<size_t>(threads * kScratch));
   }
 
   const Sum& sum() const { return sum_; }
 
   Scale of(const Group& group, Share share) {
-    const Piece& piece = layout_.pieces()[group.first];
-    if (piece.packing == Packing::float32) return kCarried;
-    if (passed_) return passed_scale(float_at(passed_->scale, piece.group), float_at(passed_->limit, piece.group));
-    if (group.size == 0) return Scale{0.0f, float_of(kInfinity32)};
+    if (const std::optional<Scale> known = known_scale(layout_.pieces()[group.first], passed_)) return *known;
+    if (group.size == 0) return kEmpty;
     return scale_of(measured(group, share), group.size, measure_.clip, false);
   }
 

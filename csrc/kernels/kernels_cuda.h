@@ -50,6 +50,7 @@ struct Geometry {
   int64_t tiles;
   int64_t measured_tiles;
   int64_t stripes;
+  int64_t kept_bytes;  // of what was read last, which the device's second-level cache still has afterwards
 };
 
 // The layers' memory: one flat array, or one a layer, whose addresses travel with the launch where they are few.
@@ -104,6 +105,7 @@ struct Measurement {
   double clip;
   bool center;
   Sums sums;
+  int64_t first_kept;  // the tile from which on what is read shall stay in the cache
 };
 
 // Scale and limit of every group, over the array or over the sum of messages.

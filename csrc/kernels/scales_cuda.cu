@@ -1,4 +1,5 @@
-// Pass 1: every stripe's sums, by a warp each; the block that is the last of its group puts them together.
+// Pass 1: every stripe's sums, by a warp each; the block that is the last of its group puts them together. What is read
+// last is asked to stay in the second-level cache, all else not: pass 2 begins with it.
 #include "device.cuh"
 
 namespace terngrad {
@@ -63,27 +64,37 @@ TERNGRAD_DEVICE void add_rest(const Source& source, int64_t begin, int64_t end, 
   }
 }
 
-// Elements [begin, end) of a group, a stripe or the last one's rest.
-template <bool Center, class T>
-TERNGRAD_DEVICE StripeSum sum_stripe(const ArraySource<T>& source, int64_t begin, int64_t end, float origin) {
-  Columns columns;
-  int64_t row = begin;
+// All rows of a stripe that come in whole batches; returns where they end.
+template <bool Center, bool Vectors, Again Kept, class T>
+TERNGRAD_DEVICE int64_t add_batches(const ArraySource<T>& source, int64_t row, int64_t end, float origin,
+                                    Columns* columns) {
   for (; row + kRowsAhead<T> * kColumns <= end; row += kRowsAhead<T> * kColumns) {
     Four<T> ahead[kRowsAhead<T>];
-    if (source.vectors) {
 #pragma unroll
-      for (int i = 0; i < kRowsAhead<T>; ++i)
-        ahead[i] = load_four<T>(source.base, row + i * kColumns + 4 * lane_of(), true);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRowsAhead<T>; ++i)
-        ahead[i] = load_four<T>(source.base, row + i * kColumns + 4 * lane_of(), false);
+    for (int i = 0; i < kRowsAhead<T>; ++i) {
+      ahead[i] = load_four<T>(source.base, row + i * kColumns + 4 * lane_of(), Vectors, Kept);
     }
 #pragma unroll
     for (int i = 0; i < kRowsAhead<T>; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) columns.add<Center>(j, widen(ahead[i].values[j]), origin);
+      for (int j = 0; j < 4; ++j) columns->add<Center>(j, widen(ahead[i].values[j]), origin);
     }
+  }
+  return row;
+}
+
+// Elements [begin, end) of a group, a stripe or the last one's rest.
+template <bool Center, class T>
+TERNGRAD_DEVICE StripeSum sum_stripe(const ArraySource<T>& source, int64_t begin, int64_t end, float origin,
+                                     bool kept) {
+  Columns columns;
+  int64_t row = begin;
+  if (!source.vectors) {
+    row = add_batches<Center, false, Again::yes>(source, row, end, origin, &columns);
+  } else if (kept) {
+    row = add_batches<Center, true, Again::yes>(source, row, end, origin, &columns);
+  } else {
+    row = add_batches<Center, true, Again::no>(source, row, end, origin, &columns);
   }
   for (; row + kColumns <= end; row += kColumns) {
     float x[4];
@@ -207,7 +218,7 @@ __global__ __launch_bounds__(kThreads) void measure_array(const __grid_constant_
   measure_tile<Center>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
     const Piece& piece = geometry.pieces[group.first_piece];
     const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
-    return sum_stripe<Center>(source, begin, end, Center ? source.one(0) : 0.0f);
+    return sum_stripe<Center>(source, begin, end, Center ? source.one(0) : 0.0f, blockIdx.x >= measurement.first_kept);
   });
 }
 
@@ -224,11 +235,13 @@ __global__ __launch_bounds__(kThreads) void measure_messages(const __grid_consta
 cudaError_t measure(const Geometry& geometry, const Bucket& x, DType dtype, const Measurement& measurement,
                     cudaStream_t stream) {
   const cudaLaunchConfig_t config = grid_of(geometry.measured_tiles, stream);
+  Measurement told = measurement;
+  told.first_kept = geometry.measured_tiles - geometry.kept_bytes / (kMeasured * size_of(dtype));
   cudaError_t error = cudaSuccess;
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
     error = cudaLaunchKernelEx(&config, measurement.center ? measure_array<T, true> : measure_array<T, false>, geometry,
-                               x, measurement);
+                               x, told);
   });
   return error;
 }

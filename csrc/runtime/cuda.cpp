@@ -185,6 +185,10 @@ class OnDevices {
       throw;
     }
     copy.geometry = tables.at(static_cast<const unsigned char*>(copy.memory));
+    // Five eighths of the second-level cache; what is written and the tables want their share.
+    int cache = 0;
+    if (cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device) != cudaSuccess) cudaGetLastError();
+    copy.geometry.kept_bytes = int64_t{cache} / 8 * 5;
     return copy;
   }
 
@@ -323,7 +327,7 @@ cuda::Draws draws_of(const DrawBase& draw) {
 // Room for the sums of every group, the counters at 0.
 cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure) {
   call.scratch.require(Needs{geometry.stripes, geometry.group_count}.bytes());
-  cuda::Measurement measurement{measure.clip, measure.center, {}};
+  cuda::Measurement measurement{measure.clip, measure.center, {}, 0};
   measurement.sums.q = call.scratch.take<float>(geometry.stripes);
   measurement.sums.s = call.scratch.take<float>(geometry.stripes);
   measurement.sums.top = call.scratch.take<uint32_t>(geometry.stripes);

@@ -50,7 +50,9 @@ struct Geometry {
   int64_t tiles;
   int64_t measured_tiles;
   int64_t stripes;
-  int64_t kept_bytes;  // of what was read last, which the device's second-level cache still has afterwards
+  int64_t most_stripes;  // of a group
+  int64_t few_blocks;    // that the device runs side by side
+  int64_t kept_bytes;    // of what was read last, which the device's second-level cache still has afterwards
 };
 
 // The layers' memory: one flat array, or one a layer, whose addresses travel with the launch where they are few.
@@ -104,6 +106,7 @@ struct Sums {
 struct Measurement {
   double clip;
   bool center;
+  bool by_block;  // a stripe, and not by warp
   Sums sums;
   int64_t first_kept;  // the tile from which on what is read shall stay in the cache
 };

@@ -1,5 +1,6 @@
-// Pass 1: every stripe's sums, by a warp each; the block that is the last of its group puts them together. What is read
-// last is asked to stay in the second-level cache, all else not: pass 2 begins with it.
+// Pass 1: every stripe's sums, by a warp each, or by a block each where there are few; the block that is the last of
+// its group puts them together. What is read last is asked to stay in the second-level cache, all else not: pass 2
+// begins with it.
 #include "device.cuh"
 
 namespace terngrad {
@@ -17,9 +18,11 @@ struct StripeSum {
   uint32_t top;
 };
 
-struct Columns {
-  float q[4] = {};
-  float s[4] = {};
+// The columns that one thread sums.
+template <int Count>
+struct ColumnsOf {
+  float q[Count] = {};
+  float s[Count] = {};
   uint32_t top = 0;
 
   template <bool Center>
@@ -31,6 +34,7 @@ struct Columns {
     if (Center) s[j] += difference;
   }
 };
+using Columns = ColumnsOf<4>;
 
 // Column i takes column i + 64, then 32, 16, 8, 4 (which are lanes), 2, 1.
 TERNGRAD_DEVICE float sum_columns(float (&columns)[4]) {
@@ -106,6 +110,64 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const ArraySource<T>& source, int64_t begin
   return sum_up<Center>(columns);
 }
 
+// A stripe that a whole block sums: asked for at once, since few blocks are at work then, and what counts is how long
+// one of them waits.
+struct Together {
+  alignas(16) float x[kStripe];
+  float q[kColumns];
+  float s[kColumns];
+  uint32_t top[kColumns];
+};
+
+// As sum_stripe, of all threads of a block; the result is warp 0's.
+template <bool Center, class T>
+TERNGRAD_DEVICE StripeSum sum_together(const ArraySource<T>& source, int64_t begin, int64_t end, float origin,
+                                       Together* shared) {
+  constexpr int kParts = static_cast<int>(kStripe) / (4 * kThreads);
+  const auto count = static_cast<int>(end - begin);
+  Four<T> ahead[kParts];
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    const int element = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
+    if (element + 4 <= count) ahead[i] = load_four<T>(source.base, begin + element, source.vectors);
+  }
+#pragma unroll
+  for (int i = 0; i < kParts; ++i) {
+    const int element = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (element + 4 <= count) {
+        shared->x[element + j] = widen(ahead[i].values[j]);
+      } else if (element + j < count) {
+        shared->x[element + j] = source.one(begin + element + j);
+      }
+    }
+  }
+  __syncthreads();
+  const auto column = static_cast<int>(threadIdx.x);
+  if (column < kColumns) {
+    ColumnsOf<1> sums;
+#pragma unroll 16
+    for (int element = column; element < count; element += static_cast<int>(kColumns)) {
+      sums.add<Center>(0, shared->x[element], origin);
+    }
+    shared->q[column] = sums.q[0];
+    shared->s[column] = sums.s[0];
+    shared->top[column] = sums.top;
+  }
+  __syncthreads();
+  if (warp_of() != 0) return StripeSum{};
+  Columns columns;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int from = 4 * lane_of() + j;
+    columns.q[j] = shared->q[from];
+    columns.s[j] = shared->s[from];
+    columns.top = shared->top[from] > columns.top ? shared->top[from] : columns.top;
+  }
+  return sum_up<Center>(columns);
+}
+
 // The group's pieces, one behind the other. A row lies in one piece, since pieces are cut at whole units.
 TERNGRAD_DEVICE StripeSum sum_stripe(const Messages& messages, const Geometry& geometry, const Group& group,
                                      int64_t begin, int64_t end) {
@@ -169,28 +231,31 @@ TERNGRAD_DEVICE void store_result(const Sums& sums, int64_t group, Scale found) 
   }
 }
 
-// `sum(group, begin, end)` gives the sums of a stripe.
-template <bool Center, class Stripe>
+// `sum(group, begin, end)` gives the sums of a stripe: to lane 0 of each warp or, where a block has one stripe alone,
+// to thread 0. Then blocks 8 i to 8 i + 7 have tile i.
+template <bool Center, bool ByBlock, class Stripe>
 TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& measurement, const Stripe& sum) {
   __shared__ Fold bins;
   __shared__ bool is_last;
-  const int64_t tile = blockIdx.x;
+  const int64_t tile = ByBlock ? blockIdx.x / kWarps : blockIdx.x;
+  const int64_t place = ByBlock ? static_cast<int64_t>(blockIdx.x) % kWarps : warp_of();
   const int64_t index = find(geometry.group_tiles, geometry.group_count, tile);
   const Group group = geometry.groups[index];
   const Sums& sums = measurement.sums;
   if (geometry.pieces[group.first_piece].packing == Packing::float32) {
-    if (threadIdx.x == 0) store_result(sums, index, carried_scale());
+    if (threadIdx.x == 0 && place == 0) store_result(sums, index, carried_scale());
     return;
   }
   if (group.size == 0) {
-    if (threadIdx.x == 0) store_result(sums, index, Scale{0.0f, float_of(kInfinity32)});
+    if (threadIdx.x == 0 && place == 0) store_result(sums, index, Scale{0.0f, float_of(kInfinity32)});
     return;
   }
   const int64_t stripes = (group.size + kStripe - 1) / kStripe;
-  const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + warp_of();
+  const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + place;
+  if (ByBlock && stripe >= stripes) return;
   if (stripe < stripes) {
     const StripeSum found = sum(group, stripe * kStripe, smaller_of((stripe + 1) * kStripe, group.size));
-    if (lane_of() == 0) {
+    if (ByBlock ? threadIdx.x == 0 : lane_of() == 0) {
       sums.q[group.first_stripe + stripe] = found.q;
       if (Center) sums.s[group.first_stripe + stripe] = found.s;
       sums.top[group.first_stripe + stripe] = found.top;
@@ -199,8 +264,8 @@ TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& m
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    const auto tiles = static_cast<uint32_t>((stripes + kWarps - 1) / kWarps);
-    is_last = tiles == 1 || atomicAdd(sums.arrived + index, 1u) == tiles - 1;
+    const auto blocks = static_cast<uint32_t>(ByBlock ? stripes : (stripes + kWarps - 1) / kWarps);
+    is_last = blocks == 1 || atomicAdd(sums.arrived + index, 1u) == blocks - 1;
     __threadfence();
   }
   __syncthreads();
@@ -215,17 +280,29 @@ template <class T, bool Center>
 __global__ __launch_bounds__(kThreads) void measure_array(const __grid_constant__ Geometry geometry,
                                                           const __grid_constant__ Bucket x,
                                                           const __grid_constant__ Measurement measurement) {
-  measure_tile<Center>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
+  measure_tile<Center, false>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
     const Piece& piece = geometry.pieces[group.first_piece];
     const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
     return sum_stripe<Center>(source, begin, end, Center ? source.one(0) : 0.0f, blockIdx.x >= measurement.first_kept);
   });
 }
 
+template <class T, bool Center>
+__global__ __launch_bounds__(kThreads) void measure_small(const __grid_constant__ Geometry geometry,
+                                                          const __grid_constant__ Bucket x,
+                                                          const __grid_constant__ Measurement measurement) {
+  __shared__ Together shared;
+  measure_tile<Center, true>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
+    const Piece& piece = geometry.pieces[group.first_piece];
+    const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
+    return sum_together<Center>(source, begin, end, Center ? source.one(0) : 0.0f, &shared);
+  });
+}
+
 __global__ __launch_bounds__(kThreads, 2) void measure_messages(const __grid_constant__ Geometry geometry,
                                                                 const __grid_constant__ Messages messages,
                                                                 const __grid_constant__ Measurement measurement) {
-  measure_tile<false>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
+  measure_tile<false, false>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {
     return sum_stripe(messages, geometry, group, begin, end);
   });
 }
@@ -234,14 +311,15 @@ __global__ __launch_bounds__(kThreads, 2) void measure_messages(const __grid_con
 
 cudaError_t measure(const Geometry& geometry, const Bucket& x, DType dtype, const Measurement& measurement,
                     cudaStream_t stream) {
-  const cudaLaunchConfig_t config = grid_of(geometry.measured_tiles, stream);
+  const cudaLaunchConfig_t config = grid_of(geometry.measured_tiles * (measurement.by_block ? kWarps : 1), stream);
   Measurement told = measurement;
   told.first_kept = geometry.measured_tiles - geometry.kept_bytes / (kMeasured * size_of(dtype));
   cudaError_t error = cudaSuccess;
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
-    error = cudaLaunchKernelEx(&config, measurement.center ? measure_array<T, true> : measure_array<T, false>, geometry,
-                               x, told);
+    const auto by_warp = measurement.center ? measure_array<T, true> : measure_array<T, false>;
+    const auto by_block = measurement.center ? measure_small<T, true> : measure_small<T, false>;
+    error = cudaLaunchKernelEx(&config, measurement.by_block ? by_block : by_warp, geometry, x, told);
   });
   return error;
 }

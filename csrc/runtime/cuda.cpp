@@ -89,6 +89,7 @@ class Tables {
       geometry_.measured_tiles += std::max<int64_t>(1, (group.size + cuda::kMeasured - 1) / cuda::kMeasured);
       group.first_stripe = geometry_.stripes;
       geometry_.stripes += stripes_in(group.size);
+      geometry_.most_stripes = std::max(geometry_.most_stripes, stripes_in(group.size));
     }
     for (const auto& [begin, end] : layout.gaps()) gaps.push_back(cuda::Gap{begin, end});
     geometry_.piece_count = static_cast<int64_t>(pieces.size());
@@ -163,6 +164,12 @@ class OnDevices {
     Geometry geometry;
   };
 
+  static int64_t attribute(cudaDeviceAttr which, int32_t device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "what the device is");
+    return value;
+  }
+
   static void upload(const std::vector<unsigned char>& bytes, void* memory) {
     cudaStream_t own = nullptr;
     check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "a stream for a layout's tables");
@@ -176,6 +183,8 @@ class OnDevices {
     const BesideCaptures beside;
     const Tables tables(layout);
     Copy copy{device, nullptr, false, {}};
+    const int64_t cache = attribute(cudaDevAttrL2CacheSize, device);
+    const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
     copies_.reserve(copies_.size() + 1);
     check(cudaMalloc(&copy.memory, std::max<size_t>(tables.bytes().size(), 1)), "memory for a layout's tables");
     try {
@@ -186,9 +195,9 @@ class OnDevices {
     }
     copy.geometry = tables.at(static_cast<const unsigned char*>(copy.memory));
     // Five eighths of the second-level cache; what is written and the tables want their share.
-    int cache = 0;
-    if (cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device) != cudaSuccess) cudaGetLastError();
-    copy.geometry.kept_bytes = int64_t{cache} / 8 * 5;
+    copy.geometry.kept_bytes = cache / 8 * 5;
+    // Blocks that sum a stripe together have 37 KB of shared memory each.
+    copy.geometry.few_blocks = 4 * processors;
     return copy;
   }
 
@@ -324,17 +333,20 @@ cuda::Draws draws_of(const DrawBase& draw) {
                      reinterpret_cast<const uint32_t*>(draw.offset_at), draw.layer};
 }
 
+// Whether the device has room for a block for each stripe at once.
+bool is_small(const Geometry& geometry) { return geometry.measured_tiles * cuda::kWarps <= geometry.few_blocks; }
+
 // Room for the sums of every group, the counters at 0.
-cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure) {
+cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure, bool by_block) {
   call.scratch.require(Needs{geometry.stripes, geometry.group_count}.bytes());
-  cuda::Measurement measurement{measure.clip, measure.center, {}, 0};
+  cuda::Measurement measurement{measure.clip, measure.center, by_block, {}, 0};
   measurement.sums.q = call.scratch.take<float>(geometry.stripes);
   measurement.sums.s = call.scratch.take<float>(geometry.stripes);
   measurement.sums.top = call.scratch.take<uint32_t>(geometry.stripes);
   measurement.sums.arrived = call.scratch.take<uint32_t>(geometry.group_count);
   measurement.sums.scales = call.scratch.take<Scale>(geometry.group_count);
-  // A group of one tile counts nothing.
-  if (geometry.measured_tiles > geometry.group_count) {
+  // A group that one block has counts nothing.
+  if (geometry.most_stripes > (by_block ? 1 : cuda::kWarps)) {
     check(cudaMemsetAsync(measurement.sums.arrived, 0, static_cast<size_t>(4 * geometry.group_count), call.stream),
           "counters");
   }
@@ -350,7 +362,7 @@ cuda::ScaleSource passed_source(const PassedScales& passed) {
 cuda::ScaleSource source_of(Call& call, const Geometry& geometry, const cuda::Bucket& x, DType dtype, Measure measure,
                             const PassedScales* passed) {
   if (passed) return passed_source(*passed);
-  const cuda::Measurement measurement = measurement_of(call, geometry, measure);
+  const cuda::Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
   check(cuda::measure(geometry, x, dtype, measurement, call.stream), "scales");
   return cuda::ScaleSource{nullptr, nullptr, measurement.sums.scales};
 }
@@ -378,7 +390,7 @@ void scales(const Layout& layout, const Arrays& x, DType dtype, Measure measure,
   Call call(device, queue);
   const Geometry geometry = call.geometry(layout);
   const Bucket bucket = bucket_of(call, layout, x);
-  Measurement measurement = measurement_of(call, geometry, measure);
+  Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
   measurement.sums.scale = reinterpret_cast<float*>(scale.data);
   measurement.sums.limit = reinterpret_cast<float*>(limit.data);
   check(cuda::measure(geometry, bucket, dtype, measurement, call.stream), "scales");
@@ -448,7 +460,7 @@ void repack(const Layout& layout, const std::vector<const uint8_t*>& messages, c
   if (passed) {
     source = passed_source(*passed);
   } else {
-    const Measurement measurement = measurement_of(call, geometry, Measure{measure.clip, false});
+    const Measurement measurement = measurement_of(call, geometry, Measure{measure.clip, false}, false);
     check(measure_sum(geometry, from, measurement, call.stream), "repack");
     source.measured = measurement.sums.scales;
   }

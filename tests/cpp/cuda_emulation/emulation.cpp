@@ -218,9 +218,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = cudaDeviceProp{"emulated", 0, 0, 0};
   return cudaSuccess;
 }
-// So little that some tiles are kept and others not.
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 1 << 20;
+// So little that some tiles are kept and others not, and that small buckets are few.
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrL2CacheSize ? 1 << 20 : 6;
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {

@@ -20,6 +20,7 @@ from arrays import DTYPES, PACKINGS, TERNARY, Array, assert_same, bucket, flat, 
 
 import reference as ref
 import terngrad_kernels as tk
+from terngrad_kernels import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = Path(tk.get_include()) / "terngrad_kernels.h"
@@ -64,6 +65,11 @@ for _name, (_result, _arguments) in FUNCTIONS.items():
     getattr(LIBRARY, _name).argtypes = [c_type(kind) for kind, _ in _arguments]
 
 
+#: In the build that runs the kernels for CUDA devices on the host, where all calls go there (docs/install.md).
+EMULATES = _core.EMULATED and os.environ.get("TERNGRAD_KERNELS_EMULATE") == "1"
+SCRATCH = np.full(2**20, 0xAA, np.uint8)
+
+
 def address(value: Any) -> Any:
     """Return what ctypes takes for an array, a list of arrays (an array of pointers) or a structure."""
     if isinstance(value, np.ndarray):
@@ -77,6 +83,8 @@ def call(name: str, /, **arguments: Any) -> Any:
     """Call a function with its arguments by the names that the header gives them."""
     order = [argument for _, argument in FUNCTIONS[name][1]]
     assert sorted(order) == sorted(arguments), f"{name} takes {order}"
+    if EMULATES and arguments.get("stream", SCRATCH) is None:
+        arguments["stream"] = Stream(ctypes.sizeof(Stream), 2, 0, None, SCRATCH.ctypes.data, SCRATCH.size)
     return getattr(LIBRARY, name)(*[address(arguments[argument]) for argument in order])
 
 
@@ -98,6 +106,8 @@ class Options(ctypes.Structure):
         ("layer", ctypes.c_int64),
         ("scale", ctypes.c_void_p),
         ("limit", ctypes.c_void_p),
+        ("seed_at", ctypes.c_void_p),
+        ("offset_at", ctypes.c_void_p),
     )
 
 
@@ -107,6 +117,8 @@ class Stream(ctypes.Structure):
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
         ("handle", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_nbytes", ctypes.c_int64),
     )
 
 
@@ -181,10 +193,10 @@ def test_the_library_is_the_one_that_the_module_uses() -> None:
 
 
 def test_statuses_have_names() -> None:
-    assert sorted(STATUS.values()) == list(range(7))
+    assert sorted(STATUS.values()) == list(range(8))
     for name, value in STATUS.items():
         assert call("tgk_status_name", status=value).decode() == name
-    assert call("tgk_status_name", status=7) == call("tgk_status_name", status=-1) == b"unknown"
+    assert call("tgk_status_name", status=8) == call("tgk_status_name", status=-1) == b"unknown"
 
 
 # ---- bytes: those of the Python functions
@@ -279,11 +291,33 @@ def test_encode_of_a_shard_and_with_passed_scales(layout: tk.Layout) -> None:
         assert_same(encoded(CLayout(each), [part], "float32", each.nbytes, options(seed=3)), want)
 
 
-def test_host_streams(layout: tk.Layout) -> None:
+@pytest.mark.parametrize("size", [24, 40])
+def test_host_streams(layout: tk.Layout, size: int) -> None:
+    """Also of a program that was built with the first header, whose structure ended with `handle`."""
     _, x = spread(layout, "float32")
-    stream = Stream(ctypes.sizeof(Stream), NUMBERS["TGK_DEVICE_CPU"], 0, None)
+    stream = Stream(size, NUMBERS["TGK_DEVICE_CPU"], 0, None, *((4096, 1) if size == 24 else ()))
     want = tk.encode(x, layout=layout).data
     assert_same(encoded(CLayout(layout), [x], "float32", layout.nbytes, None, stream), want)
+
+
+def test_seeds_that_lie_in_memory(layout: tk.Layout) -> None:
+    _, x = spread(layout, "float32")
+    want = tk.encode(x, layout=layout, seed=-7, offset=2**40).data
+    for seed, offset in ((2**64 - 7, None), (None, 2**40), (2**64 - 7, 2**40)):
+        held = [None if word is None else np.array([word], np.uint64) for word in (seed, offset)]
+        told = options(seed=2**64 - 7 if seed is None else 1, offset=2**40 if offset is None else 1)
+        told.seed_at, told.offset_at = (None if word is None else word.ctypes.data for word in held)
+        assert_same(encoded(CLayout(layout), [x], "float32", layout.nbytes, told), want)
+
+
+def test_scratch(layout: tk.Layout) -> None:
+    """What a call with a device needs: the same as Python says, and nothing without kernels for devices."""
+    made = CLayout(layout)
+    for measured, pointers in ((0, 1), (1, 1), (0, 200), (1, 10_000)):
+        found = np.full(1, -1, np.int64)
+        good("tgk_scratch_nbytes", layout=made.handle, measured=measured, pointers=pointers, nbytes=found)
+        assert found[0] == layout.geometry.scratch_nbytes(bool(measured), pointers)
+        assert (found[0] > 0) == ((measured == 1 or pointers > 192) and (_core.CUDA_BUILT or _core.EMULATED))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -459,16 +493,17 @@ def test_pack_and_unpack(n: int, packing: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_any_address(packing: str, dtype: str) -> None:
-    """No pointer needs an alignment."""
+    """No pointer needs an alignment; on a CUDA device no other than its element's."""
     layout = tk.Layout([(5000,)], dtype, packing)
     x = layer("normal", 5000, dtype)
     want = tk.encode(x, packing=packing)
     width = x.itemsize
     for shift in (1, 3):
-        odd = np.zeros(5000 * width + shift, np.uint8)[shift:]
+        shift_x = shift * width if EMULATES else shift
+        odd = np.zeros(5000 * width + shift_x, np.uint8)[shift_x:]
         odd[:] = x.view(np.uint8)
         data = np.zeros(layout.nbytes + shift, np.uint8)[shift:]
-        out = np.zeros(5000 * width + shift, np.uint8)[shift:]
+        out = np.zeros(5000 * width + shift_x, np.uint8)[shift_x:]
         common = {"n": 5000, "packing": PACKINGS.index(packing), "dtype": DTYPES.index(dtype)}
         common |= {"nbytes": layout.nbytes, "stream": None}
         good("tgk_encode_layer", x=odd, clip=2.5, seed=0, offset=0, layer=0, data=data, **common)
@@ -542,6 +577,7 @@ class Memory:
         self.calls: dict[str, dict[str, Any]] = {
             "tgk_layer_nbytes": {"n": N, "packing": 0, "nbytes": self.number},
             "tgk_payload_nbytes": {"n": N, "packing": 0, "nbytes": self.number},
+            "tgk_scratch_nbytes": {"layout": self.made.handle, "measured": 1, "pointers": 2, "nbytes": self.number},
             "tgk_encode_layer": {"x": self.x[0], "clip": 2.5, **drawn, "data": self.data, **coded},
             "tgk_decode_layer": {"data": one, "weight": 1.0, "out": self.out[0], **coded},
             "tgk_accumulate_layer": {"data": one, "weight": 1.0, "out": self.out[0], **coded},
@@ -637,8 +673,10 @@ def told(**fields: Any) -> Change:
     return change
 
 
-def stream_of(device_type: int = 1, device_id: int = 0, handle: int | None = None, size: int = 24) -> Change:
-    return lambda memory: {"stream": Stream(size, device_type, device_id, handle)}
+def stream_of(
+    device_type: int = 1, device_id: int = 0, handle: int | None = None, size: int = 40, scratch: int | None = None
+) -> Change:
+    return lambda memory: {"stream": Stream(size, device_type, device_id, handle, scratch)}
 
 
 def younger(kind: type[ctypes.Structure], argument: str, value: int) -> Change:
@@ -657,11 +695,21 @@ def younger(kind: type[ctypes.Structure], argument: str, value: int) -> Change:
 
 
 ERRORS: list[tuple[list[str], Change, str, str]] = [
-    (WITH_STREAM, stream_of(2), UNSUPPORTED, "stream.device_type: this build has kernels for host memory alone"),
+    (WITH_STREAM, stream_of(3), UNSUPPORTED, "stream.device_type: this build has kernels for host memory alone"),
+    *(
+        [(WITH_STREAM, stream_of(2, -1), VALUE, "stream.device_id: expected 0 or more, got -1")]
+        if _core.CUDA_BUILT or _core.EMULATED
+        else [(WITH_STREAM, stream_of(2), UNSUPPORTED, "stream.device_type: this build has kernels for host memory")]
+    ),
+    (WITH_STREAM, stream_of(scratch=4096), VALUE, "stream.scratch: expected NULL for host memory"),
+    (["tgk_scratch_nbytes"], lambda _: {"measured": 2}, VALUE, "measured: expected 0 or 1, got 2"),
+    (["tgk_scratch_nbytes"], lambda _: {"pointers": -1}, VALUE, "pointers: expected 0 or more, got -1"),
+    (["tgk_scratch_nbytes"], lambda _: {"layout": None}, VALUE, "layout: expected a layout, got NULL"),
+    (["tgk_scratch_nbytes"], lambda _: {"nbytes": None}, VALUE, "nbytes: expected where to write, got NULL"),
     (WITH_STREAM, stream_of(1, 1), VALUE, "stream.device_id: expected 0 for host memory, got 1"),
     (WITH_STREAM, stream_of(1, 0, 4096), VALUE, "stream.handle: expected NULL"),
     (WITH_STREAM, stream_of(size=8), VALUE, "stream.struct_size: expected at least 24, got 8"),
-    (WITH_STREAM, younger(Stream, "stream", 1), UNSUPPORTED, "stream: a field at byte 24 is set that this version"),
+    (WITH_STREAM, younger(Stream, "stream", 1), UNSUPPORTED, "stream: a field at byte 40 is set that this version"),
     (WITH_LAYOUT, lambda _: {"layout": None}, VALUE, "layout: expected a layout, got NULL"),
     (["tgk_layout_piece", "tgk_layout_with_ternary"], lambda _: {"layout": None}, VALUE, "layout: expected a layout"),
     (["tgk_repack", "tgk_sum_trits"], lambda _: {"result": None}, VALUE, "result: expected a layout, got NULL"),
@@ -720,7 +768,7 @@ ERRORS: list[tuple[list[str], Change, str, str]] = [
     (takers("options"), told(limit=None), VALUE, "options.limit: expected 2 elements, got NULL"),
     (takers("options"), told(scale=None), VALUE, "options.scale: expected 2 elements, got NULL"),
     (takers("options"), told(struct_size=0), VALUE, "options.struct_size: expected at least 56, got 0"),
-    (takers("options"), younger(Options, "options", 1), UNSUPPORTED, "options: a field at byte 56 is set that this"),
+    (takers("options"), younger(Options, "options", 1), UNSUPPORTED, "options: a field at byte 72 is set that this"),
     (
         takers("weight"),
         lambda _: {"weight": float("inf")},

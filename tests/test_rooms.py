@@ -80,6 +80,8 @@ def test_includes(path: Path) -> None:
             assert text == "TERNGRAD_DLPACK_HEADER"
         elif kind == "system":
             assert re.fullmatch(system, text), f"{room} may not include <{text}>"
+            if text.startswith("cuda"):  # what else includes it does so by kernels_cuda.h
+                assert path.name == "kernels_cuda.h"
             if re.fullmatch(INTRINSICS, text):
                 # The runtime needs one for the floating-point state, the kernels name theirs in simd_<isa>.h.
                 assert path.name == "float_environment.h" or re.fullmatch(r"simd_\w+\.h", path.name)
@@ -88,7 +90,8 @@ def test_includes(path: Path) -> None:
             assert target.is_file(), text
             assert room_of(target) in own, f"{room} may not include {text}"
             if room == "runtime" and room_of(target) == "kernels":
-                assert target.name == "kernels.h", "the runtime sees the table of kernels alone"
+                seen = "kernels_cuda.h" if path.name == "cuda.cpp" else "kernels.h"
+                assert target.name == seen, "the runtime sees the tables of kernels alone"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(CSRC).as_posix())

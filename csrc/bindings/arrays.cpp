@@ -3,12 +3,14 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
 
 #include TERNGRAD_DLPACK_HEADER
 
+#include "../runtime/cuda.h"
 #include "../runtime/errors.h"
 
 namespace terngrad {
@@ -103,10 +105,14 @@ TypeError unsupported(const DLDataType& dtype, const Array& array) {
                    std::to_string(dtype.bits) + " bits, " + std::to_string(dtype.lanes) + " lanes) is not supported");
 }
 
-// Sets `size` and `data`, or throws because this processor cannot read the memory.
+bool is_cuda(int64_t device_type) { return device_type == kDLCUDA || device_type == kDLCUDAManaged; }
+
+// Sets `device`, `size` and `data`, or throws because this build cannot read the memory.
 void take_memory(const DLTensor& tensor, Array* array) {
   const bool host = tensor.device.device_type == kDLCPU || tensor.device.device_type == kDLCUDAHost;
-  if (!host) {
+  if (is_cuda(tensor.device.device_type) && cuda::is_built()) {
+    array->device = tensor.device.device_id;
+  } else if (!host) {
     throw ValueError(array->name() + ": on DLPack device type " + std::to_string(tensor.device.device_type) +
                      ", but this build of terngrad_kernels runs on the CPU only");
   }
@@ -137,11 +143,16 @@ class TakenTensor {
     }
     py::object capsule;
     const py::object method = object.attr("__dlpack__");
+    py::dict arguments;
+    // The kernels run on the stream that the caller says, so nothing has to wait.
+    if (cuda::is_built() && is_on_cuda(object)) arguments["stream"] = -1;
+    const py::dict before_versions = arguments.attr("copy")();
+    arguments["max_version"] = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION);
     try {
-      capsule = method(py::arg("max_version") = py::make_tuple(DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION));
+      capsule = method(**arguments);
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_TypeError)) throw;
-      capsule = method();  // a producer from before versions
+      capsule = method(**before_versions);
     }
     // Renamed last: until then the capsule frees the tensor, whatever is thrown.
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
@@ -172,6 +183,11 @@ class TakenTensor {
   bool writable() const { return versioned_ != nullptr && (versioned_->flags & DLPACK_FLAG_BITMASK_READ_ONLY) == 0; }
 
  private:
+  static bool is_on_cuda(py::handle object) {
+    if (!py::hasattr(object, "__dlpack_device__")) return false;
+    return is_cuda(py::cast<py::tuple>(object.attr("__dlpack_device__")())[0].cast<int64_t>());
+  }
+
   DLManagedTensor* legacy_ = nullptr;
   DLManagedTensorVersioned* versioned_ = nullptr;
 };
@@ -185,6 +201,7 @@ HeldArray::HeldArray(py::handle object, const char* argument, int64_t place)
     take_tensor(taken_->tensor(), &array);
     array.writable = taken_->writable();
   }
+  if (emulates()) array.device = 0;
 }
 
 HeldArray::HeldArray(HeldArray&& other) noexcept = default;
@@ -220,6 +237,31 @@ bool HeldArray::take_exchanged(py::handle object) {
   array.writable = true;
   return true;
 }
+
+bool emulates() {
+  static const bool wanted = [] {
+    const char* value = std::getenv("TERNGRAD_KERNELS_EMULATE");
+    return cuda::is_emulated() && value != nullptr && std::string(value) == "1";
+  }();
+  return wanted;
+}
+
+HeldQueue::HeldQueue(py::handle object, const Layout* layout, bool measured, size_t arrays) {
+  if (!object.is_none()) {
+    const auto pair = py::cast<py::tuple>(object);
+    queue_ = Queue{reinterpret_cast<void*>(pair[0].cast<uintptr_t>()), Array{}};
+    if (!pair[1].is_none()) {
+      held_ = std::make_unique<HeldArray>(pair[1], "scratch");
+      queue_->scratch = held_->array;
+    }
+  } else if (emulates()) {
+    const int64_t bytes = layout != nullptr ? scratch_bytes(*layout, measured, static_cast<int64_t>(arrays)) : 0;
+    own_ = std::make_unique<unsigned char[]>(static_cast<size_t>(bytes));
+    queue_ = Queue{nullptr, Array{"scratch", -1, own_.get(), bytes, Element::uint8, true, 0}};
+  }
+}
+
+HeldQueue::~HeldQueue() = default;
 
 Packing packing_of(int64_t code) {
   if (code < 0 || code > static_cast<int64_t>(Packing::counts16))
@@ -361,6 +403,7 @@ py::array from_dlpack(py::handle object, const std::string& argument) {
   auto taken = std::make_unique<TakenTensor>(object, array);
   const DLTensor& tensor = taken->tensor();
   take_memory(tensor, &array);
+  if (array.device != kHost) throw ValueError(array.name() + ": expected an array in host memory");
   const py::dtype dtype = numpy_dtype(tensor.dtype, array);
   const std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.ndim);
   std::vector<py::ssize_t> strides(shape.size());

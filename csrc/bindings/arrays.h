@@ -5,9 +5,10 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "../runtime/arrays.h"
+#include "../runtime/operations.h"
 
 namespace terngrad {
 
@@ -49,6 +50,26 @@ class HeldArrays {
   std::vector<HeldArray> held_;
   Arrays arrays_;
 };
+
+// (stream, scratch) or None, and what keeps the scratch alive for the length of a call.
+class HeldQueue {
+ public:
+  // The others say what the call needs, for where the tests have no queue to pass. `layout` null: it needs nothing.
+  HeldQueue(py::handle object, const Layout* layout, bool measured, size_t arrays);
+  HeldQueue(const HeldQueue&) = delete;
+  HeldQueue& operator=(const HeldQueue&) = delete;
+  ~HeldQueue();
+  const Queue* get() const { return queue_ ? &*queue_ : nullptr; }
+
+ private:
+  std::optional<Queue> queue_;
+  std::unique_ptr<HeldArray> held_;
+  std::unique_ptr<unsigned char[]> own_;
+};
+
+// Whether all host arrays are taken as those of CUDA device 0: in the build that runs its kernels on the host, where
+// TERNGRAD_KERNELS_EMULATE is 1.
+bool emulates();
 
 // Memory of our own that speaks DLPack, and NumPy arrays from DLPack and back: for frameworks whose arrays cannot be
 // written, and for those that are known by DLPack alone.

@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "../runtime/cuda.h"
 #include "../runtime/dispatch.h"
 #include "../runtime/errors.h"
 #include "../runtime/float_environment.h"
@@ -22,9 +24,17 @@ namespace {
 
 std::string type_name(py::handle object) { return py::type::handle_of(object).attr("__name__").cast<std::string>(); }
 
+// A seed or an offset: the number, or where on which device it lies.
+struct Word {
+  uint64_t number;
+  const unsigned char* at;
+  int32_t device;
+};
+
 // An int in [-2^63, 2^64), or an array that holds one: int64 of one element, or uint32 (low, high).
-uint64_t word_of(py::handle object, const char* argument) {
-  const auto refuse = [&]() -> uint64_t {
+Word word_of(py::handle object, const char* argument) {
+  const auto known = [](uint64_t number) { return Word{number, nullptr, kHost}; };
+  const auto refuse = [&]() -> Word {
     throw TypeError(std::string(argument) + ": expected an int, a 0-d int64 array or a uint32 array (low, high), got " +
                     type_name(object));
   };
@@ -35,9 +45,10 @@ uint64_t word_of(py::handle object, const char* argument) {
       const bool whole = held.array.element == Element::int64 && held.array.size == 1;
       const bool halves = held.array.element == Element::uint32 && held.array.size == 2;
       if (!whole && !halves) return refuse();
+      if (held.array.device != kHost) return Word{0, held.array.data, held.array.device};
       uint64_t word;
       std::memcpy(&word, held.array.data, sizeof word);
-      return word;
+      return known(word);
     } catch (const py::error_already_set& error) {
       if (error.matches(PyExc_TypeError)) return refuse();  // a value of JAX's that is only traced, say
       throw;
@@ -48,14 +59,14 @@ uint64_t word_of(py::handle object, const char* argument) {
   if (!number) throw py::error_already_set();
   int overflow = 0;
   const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
-  if (overflow == 0) return static_cast<uint64_t>(value);
+  if (overflow == 0) return known(static_cast<uint64_t>(value));
   const unsigned long long large = PyLong_AsUnsignedLongLong(number.ptr());
   if (PyErr_Occurred() != nullptr) {
     PyErr_Clear();
     throw ValueError(std::string(argument) + ": expected an int from -2**63 to 2**64 - 1, got " +
                      py::str(number).cast<std::string>());
   }
-  return large;
+  return known(large);
 }
 
 bool is_bool(py::handle object) {
@@ -102,7 +113,9 @@ DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t l
     throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " +
                      py::str(layer).cast<std::string>());
   }
-  return DrawBase{word_of(seed, "seed"), word_of(offset, "offset"), static_cast<uint32_t>(first)};
+  const Word key = word_of(seed, "seed");
+  const Word step = word_of(offset, "offset");
+  return DrawBase{key.number, step.number, static_cast<uint32_t>(first), key.at, step.at, key.device, step.device};
 }
 
 std::vector<double> weights_of(const py::tuple& weights) {
@@ -162,107 +175,161 @@ void define_layout(py::module_& m) {
       .def_property_readonly("size", &Layout::size)
       .def_property_readonly("nbytes", &Layout::nbytes)
       .def_property_readonly("groups", &Layout::groups)
-      .def_property_readonly("pieces", &pieces_of);
+      .def_property_readonly("pieces", &pieces_of)
+      .def("scratch_nbytes", &scratch_bytes, py::arg("measured"), py::arg("arrays"));
 }
 
 void define_operations(py::module_& m) {
-  m.def("scales",
-        [](const Layout& layout, py::handle x, py::handle clip, bool center, py::handle scale, py::handle limit) {
-          const HeldArrays inputs(x, "x");
-          const HeldArray scale_out(scale, "out.scale");
-          const HeldArray limit_out(limit, "out.limit");
-          const Measure measure = measure_of(clip, center);
-          const py::gil_scoped_release released;
-          scales(layout, inputs.arrays(), measure, scale_out.array, limit_out.array);
-        });
-  m.def("clip",
-        [](const Layout& layout, py::handle x, py::handle clip_factor, bool center, py::handle passed, py::handle out) {
-          const HeldArrays inputs(x, "x");
-          const HeldArrays outputs(out, "out");
-          const HeldScales held(passed);
-          const Measure measure = measure_of(clip_factor, center);
-          const py::gil_scoped_release released;
-          clip(layout, inputs.arrays(), measure, held.get(), outputs.arrays());
-        });
-  m.def("ternarize", [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed,
-                        py::handle offset, py::handle layer, py::handle trits, py::handle scale) {
-    const HeldArrays inputs(x, "x");
-    const HeldArrays outputs(trits, "out");
-    const HeldArray scale_out(scale, "out[1]");
-    const HeldScales held(passed);
-    const Measure measure = measure_of(clip, false);
-    const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
-    const py::gil_scoped_release released;
-    ternarize(layout, inputs.arrays(), measure, held.get(), draw, outputs.arrays(), scale_out.array);
-  });
-  m.def("encode", [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed,
-                     py::handle offset, py::handle layer, py::handle out) {
-    const HeldArrays inputs(x, "x");
-    const HeldArray data(out, "out");
-    const HeldScales held(passed);
-    const Measure measure = measure_of(clip, false);
-    const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
-    const py::gil_scoped_release released;
-    encode(layout, inputs.arrays(), measure, held.get(), draw, data.array);
-  });
-  m.def("decode", [](const Layout& layout, py::handle data, py::handle weight, bool accumulate, py::handle out) {
-    const HeldArray message(data, "packed.data");
-    const HeldArrays outputs(out, "out");
-    const double factor = number_of(weight, "weight", "a number");
-    const py::gil_scoped_release released;
-    decode(layout, message.array, factor, accumulate, outputs.arrays());
-  });
-  m.def("decode_sum", [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle out) {
-    const HeldArrays inputs(messages, "messages");
-    const HeldArrays outputs(out, "out");
-    const std::vector<double> factors = weights_of(weights);
-    const py::gil_scoped_release released;
-    decode_sum(layout, inputs.arrays(), factors, outputs.arrays());
-  });
-  m.def("sum_trits", [](const py::list& messages, const Layout& result, py::handle out) {
-    std::vector<HeldArray> held;
-    std::vector<Summand> summands;
-    held.reserve(messages.size());
-    for (const py::handle message : messages) {
-      const auto parts = py::cast<py::tuple>(message);
-      held.emplace_back(parts[1], "messages", static_cast<int64_t>(held.size()));
-      summands.push_back(Summand{parts[0].cast<const Layout*>(), held.back().array, parts[2].cast<int64_t>()});
-    }
-    const HeldArray data(out, "out");
-    const py::gil_scoped_release released;
-    sum_trits(summands, result, data.array);
-  });
-  m.def("repack",
-        [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle clip, py::handle passed,
-           py::handle seed, py::handle offset, py::handle layer, const Layout& result, py::handle out) {
-          const HeldArrays inputs(messages, "messages");
-          const std::vector<double> factors = weights_of(weights);
-          const HeldArray data(out, "out");
-          const HeldScales held(passed);
-          const Measure measure = measure_of(clip, false);
-          const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
-          const py::gil_scoped_release released;
-          repack(layout, inputs.arrays(), factors, measure, held.get(), draw, result, data.array);
-        });
-  m.def("pack", [](py::handle trits, int packing, py::handle out) {
-    const HeldArray from(trits, "trits");
-    const HeldArray to(out, "out");
-    const Packing form = packing_of(packing);
-    const py::gil_scoped_release released;
-    pack(from.array, form, to.array);
-  });
-  m.def("unpack", [](py::handle payload, int packing, py::handle out) {
-    const HeldArray from(payload, "payload");
-    const HeldArray to(out, "out");
-    const Packing form = packing_of(packing);
-    const py::gil_scoped_release released;
-    unpack(from.array, form, to.array);
-  });
-  m.def("validate", [](const Layout& layout, py::handle data, int64_t workers) {
-    const HeldArray message(data, "packed.data");
-    const py::gil_scoped_release released;
-    validate(layout, message.array, workers);
-  });
+  // The last argument, which host arrays do without: (stream, scratch).
+  const auto queue_argument = py::arg("queue") = py::none();
+  m.def(
+      "scales",
+      [](const Layout& layout, py::handle x, py::handle clip, bool center, py::handle scale, py::handle limit,
+         py::handle queue) {
+        const HeldArrays inputs(x, "x");
+        const HeldArray scale_out(scale, "out.scale");
+        const HeldArray limit_out(limit, "out.limit");
+        const Measure measure = measure_of(clip, center);
+        const HeldQueue work(queue, &layout, true, inputs.arrays().size());
+        const py::gil_scoped_release released;
+        scales(layout, inputs.arrays(), measure, scale_out.array, limit_out.array, work.get());
+      },
+      py::arg("layout"), py::arg("x"), py::arg("clip"), py::arg("center"), py::arg("scale"), py::arg("limit"),
+      queue_argument);
+  m.def(
+      "clip",
+      [](const Layout& layout, py::handle x, py::handle clip_factor, bool center, py::handle passed, py::handle out,
+         py::handle queue) {
+        const HeldArrays inputs(x, "x");
+        const HeldArrays outputs(out, "out");
+        const HeldScales held(passed);
+        const Measure measure = measure_of(clip_factor, center);
+        const HeldQueue work(queue, &layout, held.get() == nullptr, inputs.arrays().size() + outputs.arrays().size());
+        const py::gil_scoped_release released;
+        clip(layout, inputs.arrays(), measure, held.get(), outputs.arrays(), work.get());
+      },
+      py::arg("layout"), py::arg("x"), py::arg("clip"), py::arg("center"), py::arg("scales"), py::arg("out"),
+      queue_argument);
+  m.def(
+      "ternarize",
+      [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed, py::handle offset,
+         py::handle layer, py::handle trits, py::handle scale, py::handle queue) {
+        const HeldArrays inputs(x, "x");
+        const HeldArrays outputs(trits, "out");
+        const HeldArray scale_out(scale, "out[1]");
+        const HeldScales held(passed);
+        const Measure measure = measure_of(clip, false);
+        const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+        const HeldQueue work(queue, &layout, held.get() == nullptr, inputs.arrays().size() + outputs.arrays().size());
+        const py::gil_scoped_release released;
+        ternarize(layout, inputs.arrays(), measure, held.get(), draw, outputs.arrays(), scale_out.array, work.get());
+      },
+      py::arg("layout"), py::arg("x"), py::arg("clip"), py::arg("scales"), py::arg("seed"), py::arg("offset"),
+      py::arg("layer"), py::arg("trits"), py::arg("scale"), queue_argument);
+  m.def(
+      "encode",
+      [](const Layout& layout, py::handle x, py::handle clip, py::handle passed, py::handle seed, py::handle offset,
+         py::handle layer, py::handle out, py::handle queue) {
+        const HeldArrays inputs(x, "x");
+        const HeldArray data(out, "out");
+        const HeldScales held(passed);
+        const Measure measure = measure_of(clip, false);
+        const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+        const HeldQueue work(queue, &layout, held.get() == nullptr, inputs.arrays().size());
+        const py::gil_scoped_release released;
+        encode(layout, inputs.arrays(), measure, held.get(), draw, data.array, work.get());
+      },
+      py::arg("layout"), py::arg("x"), py::arg("clip"), py::arg("scales"), py::arg("seed"), py::arg("offset"),
+      py::arg("layer"), py::arg("out"), queue_argument);
+  m.def(
+      "decode",
+      [](const Layout& layout, py::handle data, py::handle weight, bool accumulate, py::handle out, py::handle queue) {
+        const HeldArray message(data, "packed.data");
+        const HeldArrays outputs(out, "out");
+        const double factor = number_of(weight, "weight", "a number");
+        const HeldQueue work(queue, &layout, false, outputs.arrays().size() + 1);
+        const py::gil_scoped_release released;
+        decode(layout, message.array, factor, accumulate, outputs.arrays(), work.get());
+      },
+      py::arg("layout"), py::arg("data"), py::arg("weight"), py::arg("accumulate"), py::arg("out"), queue_argument);
+  m.def(
+      "decode_sum",
+      [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle out, py::handle queue) {
+        const HeldArrays inputs(messages, "messages");
+        const HeldArrays outputs(out, "out");
+        const std::vector<double> factors = weights_of(weights);
+        const HeldQueue work(queue, &layout, false, factors.size() + outputs.arrays().size());
+        const py::gil_scoped_release released;
+        decode_sum(layout, inputs.arrays(), factors, outputs.arrays(), work.get());
+      },
+      py::arg("layout"), py::arg("messages"), py::arg("weights"), py::arg("out"), queue_argument);
+  m.def(
+      "sum_trits",
+      [](const py::list& messages, const Layout& result, py::handle out, py::handle queue) {
+        std::vector<HeldArray> held;
+        std::vector<Summand> summands;
+        size_t count = 0;
+        held.reserve(messages.size());
+        for (const py::handle message : messages) {
+          const auto parts = py::cast<py::tuple>(message);
+          held.emplace_back(parts[1], "messages", static_cast<int64_t>(held.size()));
+          summands.push_back(Summand{parts[0].cast<const Layout*>(), held.back().array, parts[2].cast<int64_t>()});
+          const int64_t nbytes = std::max<int64_t>(summands.back().layout->nbytes(), 1);
+          count += static_cast<size_t>(std::max<int64_t>(held.back().array.size / nbytes, 1));
+        }
+        const HeldArray data(out, "out");
+        const HeldQueue work(queue, &result, false, count);
+        const py::gil_scoped_release released;
+        sum_trits(summands, result, data.array, work.get());
+      },
+      py::arg("messages"), py::arg("result"), py::arg("out"), queue_argument);
+  m.def(
+      "repack",
+      [](const Layout& layout, py::handle messages, const py::tuple& weights, py::handle clip, py::handle passed,
+         py::handle seed, py::handle offset, py::handle layer, const Layout& result, py::handle out, py::handle queue) {
+        const HeldArrays inputs(messages, "messages");
+        const std::vector<double> factors = weights_of(weights);
+        const HeldArray data(out, "out");
+        const HeldScales held(passed);
+        const Measure measure = measure_of(clip, false);
+        const DrawBase draw = draw_of(seed, offset, layer, layout.layers());
+        const HeldQueue work(queue, &layout, held.get() == nullptr, factors.size());
+        const py::gil_scoped_release released;
+        repack(layout, inputs.arrays(), factors, measure, held.get(), draw, result, data.array, work.get());
+      },
+      py::arg("layout"), py::arg("messages"), py::arg("weights"), py::arg("clip"), py::arg("scales"), py::arg("seed"),
+      py::arg("offset"), py::arg("layer"), py::arg("result"), py::arg("out"), queue_argument);
+  m.def(
+      "pack",
+      [](py::handle trits, int packing, py::handle out, py::handle queue) {
+        const HeldArray from(trits, "trits");
+        const HeldArray to(out, "out");
+        const Packing form = packing_of(packing);
+        const HeldQueue work(queue, nullptr, false, 0);
+        const py::gil_scoped_release released;
+        pack(from.array, form, to.array, work.get());
+      },
+      py::arg("trits"), py::arg("packing"), py::arg("out"), queue_argument);
+  m.def(
+      "unpack",
+      [](py::handle payload, int packing, py::handle out, py::handle queue) {
+        const HeldArray from(payload, "payload");
+        const HeldArray to(out, "out");
+        const Packing form = packing_of(packing);
+        const HeldQueue work(queue, nullptr, false, 0);
+        const py::gil_scoped_release released;
+        unpack(from.array, form, to.array, work.get());
+      },
+      py::arg("payload"), py::arg("packing"), py::arg("out"), queue_argument);
+  m.def(
+      "validate",
+      [](const Layout& layout, py::handle data, int64_t workers, py::handle queue) {
+        const HeldArray message(data, "packed.data");
+        const HeldQueue work(queue, &layout, true, 1);
+        const py::gil_scoped_release released;
+        validate(layout, message.array, workers, work.get());
+      },
+      py::arg("layout"), py::arg("data"), py::arg("workers"), queue_argument);
   m.def("payload_bytes", [](int packing, int64_t n) { return payload_bytes(packing_of(packing), n); });
 }
 
@@ -275,7 +342,7 @@ void define_inner_values(py::module_& m) {
   m.def("uniforms", [](int64_t n, py::handle seed, py::handle offset, uint32_t layer, int64_t first) {
     const py::object out = py::array_t<uint32_t>(n);
     const HeldArray to(out, "out");
-    const DrawBase draw{word_of(seed, "seed"), word_of(offset, "offset"), layer};
+    const DrawBase draw{word_of(seed, "seed").number, word_of(offset, "offset").number, layer};
     {
       const py::gil_scoped_release released;
       uniforms(draw, first, to.array);
@@ -297,6 +364,41 @@ void define_inner_values(py::module_& m) {
   m.def("inverse", [](float scale, float limit) {
     const Quantiser found = quantiser(scale, limit);
     return py::make_tuple(found.inverse, found.bound);
+  });
+}
+
+// What was built, and what the driver says when it is asked.
+void define_cuda(py::module_& m) {
+  m.attr("CUDA_BUILT") = cuda::is_built() && !cuda::is_emulated();
+  m.attr("EMULATED") = cuda::is_emulated();
+  m.def("cuda_info", [] {
+    const auto text_or_none = [](const std::string& text) -> py::object {
+      if (text.empty()) return py::none();
+      return py::str(text);
+    };
+    const auto version_of = [](int number) {
+      return number == 0 ? std::string() : std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+    };
+    const cuda::Devices found = [] {
+      const py::gil_scoped_release released;
+      return cuda::devices();
+    }();
+    py::list devices;
+    for (const cuda::Device& device : found.all) {
+      py::dict entry;
+      entry["name"] = device.name;
+      entry["compute_capability"] = std::to_string(device.major) + "." + std::to_string(device.minor);
+      entry["memory"] = device.memory;
+      devices.append(entry);
+    }
+    py::dict info;
+    info["built"] = cuda::is_built() && !cuda::is_emulated();
+    info["toolkit"] = text_or_none(TERNGRAD_CUDA_TOOLKIT);
+    info["architectures"] = text_or_none(TERNGRAD_CUDA_ARCHITECTURES);
+    info["driver"] = text_or_none(version_of(found.driver));
+    info["devices"] = devices;
+    info["error"] = text_or_none(found.error);
+    return info;
   });
 }
 
@@ -337,6 +439,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("set_isa", &select_isa);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", [](py::handle n) { set_num_threads(whole_of(n, "n")); }, py::arg("n"));
+  define_cuda(m);
   m.attr("COMPILER") = TERNGRAD_COMPILER;
   m.attr("VERSION") = TERNGRAD_VERSION;
 }

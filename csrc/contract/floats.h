@@ -36,8 +36,9 @@ TERNGRAD_CONTRACT float float_of(uint32_t bits) {
 }
 
 TERNGRAD_CONTRACT double nan64() {
+  const uint64_t bits = kNaN64;
   double x;
-  memcpy(&x, &kNaN64, sizeof x);
+  memcpy(&x, &bits, sizeof x);
   return x;
 }
 
@@ -61,7 +62,13 @@ TERNGRAD_CONTRACT float widen(Half x) {
 
 TERNGRAD_CONTRACT float widen(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
 
-TERNGRAD_CONTRACT float widen(double x) { return static_cast<float>(x); }
+// A processor's conversion keeps the sign of a NaN; a CUDA device's gives one NaN for all.
+TERNGRAD_CONTRACT float widen(double x) {
+#if defined(__CUDA_ARCH__)
+  if (x != x) return float_of((signbit(x) ? 0x80000000u : 0u) | kNaN32);
+#endif
+  return static_cast<float>(x);
+}
 
 // A value of a float32 payload: a float32 with all its bits, a NaN of another type as the canonical one.
 TERNGRAD_CONTRACT float carried(float x) { return x; }

@@ -71,4 +71,17 @@ TERNGRAD_CONTRACT bool is_canonical(Packing packing, uint32_t byte) {
   return (byte & ~(byte << 1) & 0xaau) == 0;
 }
 
+// Whether byte `at` of a payload of counts has counts within +-workers alone.
+TERNGRAD_CONTRACT bool is_count_within(Packing packing, const uint8_t* payload, int64_t at, int64_t workers) {
+  if (packing == Packing::counts16) {
+    const auto count = static_cast<int16_t>(payload[at] | static_cast<unsigned>(payload[at ^ 1]) << 8);
+    return at % 2 != 0 || (count <= workers && -count <= workers);
+  }
+  for (int64_t row = 0; row < rows_of(packing); ++row) {
+    const int count = value_in(packing, payload[at], row);
+    if (count > workers || -count > workers) return false;
+  }
+  return true;
+}
+
 }  // namespace terngrad

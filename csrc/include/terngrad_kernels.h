@@ -6,7 +6,7 @@
  * makes an object, which tgk_layout_destroy ends. Pointers need no alignment; one to no elements may be NULL. Inputs
  * are never written, and no output may overlap an input or another output unless said here. Every call may be made from
  * any thread at any time, a layout being shared too; an error leaves all outputs as they were, but for
- * TGK_ERROR_MEMORY, after which their content is unspecified.
+ * TGK_ERROR_MEMORY and TGK_ERROR_DEVICE, after which their content is unspecified.
  *
  * ABI: within one TGK_ABI_VERSION functions are only added, structures only grow at the end (`struct_size` tells their
  * age), and no number here changes its meaning. */
@@ -41,7 +41,8 @@ enum {
   TGK_ERROR_CORRUPT = 3,     /* tgk_validate: bytes that no encoder writes */
   TGK_ERROR_UNSUPPORTED = 4, /* what another build or a later version may do: a device, a field not known here */
   TGK_ERROR_MEMORY = 5,      /* no memory for the bookkeeping of a call */
-  TGK_ERROR_INTERNAL = 6     /* a defect of this library */
+  TGK_ERROR_INTERNAL = 6,    /* a defect of this library */
+  TGK_ERROR_DEVICE = 7       /* what CUDA refused, in its own words */
 };
 
 /* "TGK_ERROR_VALUE"; "unknown" for what is no status. */
@@ -87,15 +88,23 @@ enum {
 enum { TGK_DEVICE_CPU = 1, TGK_DEVICE_CUDA = 2 };
 
 /* Where the pointers of a call point, and in what order it runs. NULL in its place: host memory; the call has run when
- * it returns. This version has no other: TGK_DEVICE_CUDA is TGK_ERROR_UNSUPPORTED, and with TGK_DEVICE_CPU device_id is
- * 0 and handle NULL. */
+ * it returns, and with TGK_DEVICE_CPU all but struct_size is 0.
+ *
+ * TGK_DEVICE_CUDA: all arrays (those of scales and limits and `data` too, but not `weights`, lists of pointers, and
+ * what layouts are made from) are memory of that device, at multiples of their element. The call is put on the stream
+ * and returns without waiting; all memory has to live until it has run. It may be captured in a graph, but for
+ * tgk_validate, which waits for its result. TGK_ERROR_UNSUPPORTED where the library is built without. The device's
+ * first call with a layout allocates some 200 bytes of it for each layer or block, and waits for their copy alone. */
 typedef struct tgk_stream {
   size_t struct_size; /* sizeof(tgk_stream) */
   int32_t device_type;
   int32_t device_id;
   void* handle; /* a cudaStream_t; NULL is CUDA's default stream */
+  /* Memory of the device for the call's own use until it has run, at a multiple of 16: tgk_scratch_nbytes of it. */
+  void* scratch;
+  int64_t scratch_nbytes;
 } tgk_stream;
-#define TGK_STREAM_INIT {sizeof(tgk_stream), TGK_DEVICE_CPU, 0, NULL}
+#define TGK_STREAM_INIT {sizeof(tgk_stream), TGK_DEVICE_CPU, 0, NULL, NULL, 0}
 
 /* ---- one layer, without a layout
  *
@@ -163,6 +172,13 @@ typedef struct tgk_piece {
 /* 0 <= index < tgk_layout_pieces: in the order of the message. */
 TGK_API tgk_status tgk_layout_piece(const tgk_layout* layout, int64_t index, tgk_piece* piece) TGK_NOEXCEPT;
 
+/* The scratch that a call needs on a CUDA device at the most. measured: 1 for tgk_scales and tgk_validate, and for
+ * tgk_clip, tgk_ternarize, tgk_encode and tgk_repack where scales are not passed; else 0. pointers: all that the call
+ * has in lists (`count`, `out_count`, ...). For tgk_sum_trits of `result`. The calls for one layer are those of its
+ * layout; tgk_pack and tgk_unpack need none. */
+TGK_API tgk_status tgk_scratch_nbytes(const tgk_layout* layout, int32_t measured, int64_t pointers,
+                                      int64_t* nbytes) TGK_NOEXCEPT;
+
 /* ---- operations on buckets
  *
  * A bucket is `count` pointers: 1, to a flat array of all its layers, one after the other; or one to each layer. (For
@@ -178,10 +194,14 @@ typedef struct tgk_options {
   int64_t layer;      /* layer i of the bucket draws as layer + i; layer + layers <= 2^31 */
   const float* scale; /* passed scales, as workers that share a scale do: both, or both NULL */
   const float* limit;
+  /* Not NULL: where the seed or the offset lies instead, on the device of the call; so that a graph that is replayed
+   * draws new bits. At a multiple of 4 there. */
+  const uint64_t* seed_at;
+  const uint64_t* offset_at;
 } tgk_options;
-#define TGK_OPTIONS_INIT {sizeof(tgk_options), 2.5, 0, 0, 0, NULL, NULL}
+#define TGK_OPTIONS_INIT {sizeof(tgk_options), 2.5, 0, 0, 0, NULL, NULL, NULL, NULL}
 /* Nothing is clipped, which would bias a second hop. */
-#define TGK_REPACK_OPTIONS_INIT {sizeof(tgk_options), 0.0, 0, 0, 0, NULL, NULL}
+#define TGK_REPACK_OPTIONS_INIT {sizeof(tgk_options), 0.0, 0, 0, 0, NULL, NULL, NULL, NULL}
 
 /* The scale and the limit of each group. center: 0, or 1 to measure the deviation about the mean. */
 TGK_API tgk_status tgk_scales(const tgk_layout* layout, const void* const* x, int64_t count, int32_t dtype, double clip,

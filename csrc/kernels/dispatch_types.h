@@ -3,6 +3,9 @@
 
 #include "../contract/message.h"
 
+// Host alone, for what they call may be; else as TERNGRAD_CONTRACT.
+#define TERNGRAD_DISPATCH static inline __attribute__((always_inline))
+
 namespace terngrad {
 
 template <class T>
@@ -12,7 +15,7 @@ struct Stored {
 
 // Calls f(Stored<T>{}), T the storage type of `dtype`.
 template <class F>
-TERNGRAD_CONTRACT void with_dtype(DType dtype, const F& f) {
+TERNGRAD_DISPATCH void with_dtype(DType dtype, const F& f) {
   switch (dtype) {
     case DType::float32: return f(Stored<float>{});
     case DType::float16: return f(Stored<Half>{});
@@ -31,14 +34,14 @@ struct Tiled {
 
 // Calls f(Tiled<P>{}), P two_bit or base3.
 template <class F>
-TERNGRAD_CONTRACT void with_ternary(Packing packing, const F& f) {
+TERNGRAD_DISPATCH void with_ternary(Packing packing, const F& f) {
   if (packing == Packing::base3) return f(Tiled<Packing::base3>{});
   return f(Tiled<Packing::two_bit>{});
 }
 
 // The same, P counts4 and counts8 too.
 template <class F>
-TERNGRAD_CONTRACT void with_tiled(Packing packing, const F& f) {
+TERNGRAD_DISPATCH void with_tiled(Packing packing, const F& f) {
   if (packing == Packing::counts4) return f(Tiled<Packing::counts4>{});
   if (packing == Packing::counts8) return f(Tiled<Packing::counts8>{});
   return with_ternary(packing, f);

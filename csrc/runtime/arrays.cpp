@@ -84,4 +84,27 @@ void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place) 
   }
 }
 
+OnePlace& OnePlace::add(const Array& array) {
+  const auto name_of_device = [](int32_t device) {
+    return device == kHost ? std::string("the CPU") : "CUDA device " + std::to_string(device);
+  };
+  if (!first_) first_ = &array;
+  if (array.device != first_->device) {
+    throw ValueError(array.name() + ": expected " + name_of_device(first_->device) + " as " + first_->name() +
+                     " is on, got " + name_of_device(array.device));
+  }
+  // Eight-byte integers are read by halves.
+  const auto bytes = static_cast<uintptr_t>(array.element == Element::int64 ? 4 : bytes_of(array.element));
+  if (array.device != kHost && reinterpret_cast<uintptr_t>(array.data) % bytes != 0) {
+    throw ValueError(array.name() + ": expected an address that is a multiple of " + std::to_string(bytes) +
+                     " on a CUDA device");
+  }
+  return *this;
+}
+
+OnePlace& OnePlace::add(const Arrays& arrays) {
+  for (const Array& array : arrays) add(array);
+  return *this;
+}
+
 }  // namespace terngrad

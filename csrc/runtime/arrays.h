@@ -18,7 +18,9 @@ Element element_of(DType dtype);
 // Throws TypeError unless it is a floating-point type; `argument` names the array.
 TERNGRAD_API DType dtype_of(Element element, const std::string& argument);
 
-// A dense row-major array in host memory.
+constexpr int32_t kHost = -1;
+
+// A dense row-major array, in host memory or on a CUDA device.
 struct Array {
   const char* argument;  // the caller's name for it, and its place if it is one of a list
   int64_t place;
@@ -26,6 +28,7 @@ struct Array {
   int64_t size;
   Element element;
   bool writable;
+  int32_t device = kHost;  // or the number of a CUDA device
 
   int64_t nbytes() const { return size * bytes_of(element); }
   TERNGRAD_API std::string name() const;
@@ -39,5 +42,16 @@ void check_size(const Array& array, int64_t expected);
 void check_output(const Array& array, Element expected, int64_t size);
 // ValueError if an output shares memory with an input or with another output. `in_place`: output i may be input i.
 void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place = false);
+
+// Where all of them are. ValueError if they are not in one place or, on a device, not aligned to their elements.
+class OnePlace {
+ public:
+  OnePlace& add(const Array& array);
+  OnePlace& add(const Arrays& arrays);
+  int32_t device() const { return first_ ? first_->device : kHost; }
+
+ private:
+  const Array* first_ = nullptr;
+};
 
 }  // namespace terngrad

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda.h"
 #include "dispatch.h"
 #include "errors.h"
 #include "float_environment.h"
@@ -83,6 +84,8 @@ tgk_status guarded(const F& f) noexcept {
     return failed(TGK_ERROR_TYPE, error.what());
   } catch (const CorruptError& error) {
     return failed(TGK_ERROR_CORRUPT, error.what());
+  } catch (const DeviceError& error) {
+    return failed(TGK_ERROR_DEVICE, error.what());
   } catch (const UnsupportedError& error) {
     return failed(TGK_ERROR_UNSUPPORTED, error.what());
   } catch (const std::bad_alloc&) {
@@ -98,13 +101,13 @@ tgk_status guarded(const F& f) noexcept {
 
 // ---- structures in
 
-// A caller's structure of any age. Younger than this library: what is not known here must be 0, and so asks for
-// nothing.
+// A caller's structure of any age. Older than this library, but at least as long as the first one that there was: what
+// it does not have is 0. Younger: what is not known here must be 0, and so asks for nothing.
 template <class T>
-T known_fields(const T* given, const char* argument) {
-  T known;
-  if (given->struct_size < sizeof known) {
-    throw ValueError(std::string(argument) + ".struct_size: expected at least " + std::to_string(sizeof known) +
+T known_fields(const T* given, size_t first_size, const char* argument) {
+  T known{};
+  if (given->struct_size < first_size) {
+    throw ValueError(std::string(argument) + ".struct_size: expected at least " + std::to_string(first_size) +
                      ", got " + std::to_string(given->struct_size));
   }
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
@@ -114,23 +117,8 @@ T known_fields(const T* given, const char* argument) {
                              " is set that this version does not know");
     }
   }
-  memcpy(&known, given, sizeof known);
+  memcpy(&known, given, std::min(given->struct_size, sizeof known));
   return known;
-}
-
-void check_stream(const tgk_stream* stream) {
-  if (!stream) return;
-  const tgk_stream given = known_fields(stream, "stream");
-  if (given.device_type != TGK_DEVICE_CPU) {
-    throw UnsupportedError(
-        "stream.device_type: this build has kernels for host memory alone (TGK_DEVICE_CPU, or NULL for "
-        "stream), got " +
-        std::to_string(given.device_type));
-  }
-  if (given.device_id != 0) {
-    throw ValueError("stream.device_id: expected 0 for host memory, got " + std::to_string(given.device_id));
-  }
-  if (given.handle) throw ValueError("stream.handle: expected NULL, for host memory has no streams");
 }
 
 // ---- pointers in
@@ -150,24 +138,6 @@ T& target(T* pointer, const char* argument) {
   return *pointer;
 }
 
-// The runtime's arrays have no const: what is not `writable` is not written.
-Array array_at(const char* argument, const void* pointer, int64_t size, Element element, bool writable,
-               int64_t place = -1) {
-  Array array{argument, place, static_cast<unsigned char*>(const_cast<void*>(pointer)), size, element, writable};
-  if (!pointer && size > 0) {
-    throw ValueError(array.name() + ": expected " + std::to_string(size) + " elements, got NULL");
-  }
-  return array;
-}
-
-Array input(const char* argument, const void* pointer, int64_t size, Element element) {
-  return array_at(argument, pointer, size, element, false);
-}
-
-Array output(const char* argument, void* pointer, int64_t size, Element element) {
-  return array_at(argument, pointer, size, element, true);
-}
-
 // A message that has `nbytes` bytes, as its sender or its buffer says.
 void check_nbytes(const char* argument, int64_t nbytes, int64_t expected) {
   if (nbytes != expected) {
@@ -176,40 +146,98 @@ void check_nbytes(const char* argument, int64_t nbytes, int64_t expected) {
   }
 }
 
-template <class Pointer>
-Arrays bucket_of(const Layout& layout, const char* argument, Pointer const* pointers, int64_t count, Element element,
-                 bool writable) {
-  const bool flat = count == 1;
-  if (!flat && (layout.is_shard() || count != layout.layers())) {
-    throw ValueError(std::string(argument) + ": expected 1 pointer (a flat array)" +
-                     (layout.is_shard() ? " for the layout of a shard"
-                                        : " or " + std::to_string(layout.layers()) + " (the layers)") +
-                     ", got " + std::to_string(count));
-  }
-  Arrays arrays;
-  arrays.reserve(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t size = flat ? layout.size() : layout.sizes()[static_cast<size_t>(i)];
-    arrays.push_back(array_at(argument, pointers ? pointers[i] : nullptr, size, element, writable, flat ? -1 : i));
-  }
-  return arrays;
-}
-
 void check_count(int64_t count) {
   if (count < 1 || count > INT32_MAX) {
     throw ValueError("count: expected 1 <= count < 2**31, got " + std::to_string(count));
   }
 }
 
-Arrays messages_of(const void* const* messages, int64_t count, int64_t nbytes) {
-  check_count(count);
-  Arrays arrays;
-  arrays.reserve(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    arrays.push_back(array_at("messages", messages ? messages[i] : nullptr, nbytes, Element::uint8, false, i));
+// Where a call's pointers point, and what it runs on.
+class Caller {
+ public:
+  explicit Caller(const tgk_stream* stream) {
+    if (!stream) return;
+    const tgk_stream given = known_fields(stream, offsetof(tgk_stream, scratch), "stream");
+    if (given.device_type == TGK_DEVICE_CUDA && cuda::is_built()) {
+      if (given.device_id < 0) {
+        throw ValueError("stream.device_id: expected 0 or more, got " + std::to_string(given.device_id));
+      }
+      if (given.scratch_nbytes < 0) {
+        throw ValueError("stream.scratch_nbytes: expected 0 or more, got " + std::to_string(given.scratch_nbytes));
+      }
+      device_ = given.device_id;
+      queue_.stream = given.handle;
+      queue_.scratch = output("stream.scratch", given.scratch, given.scratch_nbytes, Element::uint8);
+      return;
+    }
+    if (given.device_type != TGK_DEVICE_CPU) {
+      throw UnsupportedError(
+          "stream.device_type: this build has kernels for host memory alone (TGK_DEVICE_CPU, or NULL for "
+          "stream), got " +
+          std::to_string(given.device_type));
+    }
+    if (given.device_id != 0) {
+      throw ValueError("stream.device_id: expected 0 for host memory, got " + std::to_string(given.device_id));
+    }
+    if (given.handle) throw ValueError("stream.handle: expected NULL, for host memory has no streams");
+    if (given.scratch || given.scratch_nbytes != 0) throw ValueError("stream.scratch: expected NULL for host memory");
   }
-  return arrays;
-}
+
+  const Queue* queue() const { return device_ == kHost ? nullptr : &queue_; }
+  int32_t device() const { return device_; }
+
+  Array input(const char* argument, const void* pointer, int64_t size, Element element) const {
+    return array_at(argument, pointer, size, element, false);
+  }
+
+  Array output(const char* argument, void* pointer, int64_t size, Element element) const {
+    return array_at(argument, pointer, size, element, true);
+  }
+
+  // The runtime's arrays have no const: what is not `writable` is not written.
+  Array array_at(const char* argument, const void* pointer, int64_t size, Element element, bool writable,
+                 int64_t place = -1) const {
+    Array array{argument, place,  static_cast<unsigned char*>(const_cast<void*>(pointer)), size, element,
+                writable, device_};
+    if (!pointer && size > 0) {
+      throw ValueError(array.name() + ": expected " + std::to_string(size) + " elements, got NULL");
+    }
+    return array;
+  }
+
+  template <class Pointer>
+  Arrays bucket_of(const Layout& layout, const char* argument, Pointer const* pointers, int64_t count, Element element,
+                   bool writable) const {
+    const bool flat = count == 1;
+    if (!flat && (layout.is_shard() || count != layout.layers())) {
+      throw ValueError(std::string(argument) + ": expected 1 pointer (a flat array)" +
+                       (layout.is_shard() ? " for the layout of a shard"
+                                          : " or " + std::to_string(layout.layers()) + " (the layers)") +
+                       ", got " + std::to_string(count));
+    }
+    Arrays arrays;
+    arrays.reserve(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t size = flat ? layout.size() : layout.sizes()[static_cast<size_t>(i)];
+      arrays.push_back(array_at(argument, pointers ? pointers[i] : nullptr, size, element, writable, flat ? -1 : i));
+    }
+    return arrays;
+  }
+
+  Arrays messages_of(const void* const* messages, int64_t count, int64_t nbytes) const {
+    check_count(count);
+    Arrays arrays;
+    arrays.reserve(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+      arrays.push_back(array_at("messages", messages ? messages[i] : nullptr, nbytes, Element::uint8, false, i));
+    }
+    return arrays;
+  }
+
+ private:
+  int32_t device_ = kHost;
+  Queue queue_{};
+};
 
 // `count` has been checked.
 std::vector<double> weights_of(const double* weights, int64_t count) {
@@ -286,13 +314,21 @@ DrawBase draw_at(uint64_t seed, uint64_t offset, int64_t layer, int64_t layers) 
 // What ternarize, encode and repack are told beside x.
 class Told {
  public:
-  Told(const tgk_options* options, const tgk_options& defaults, const Layout& layout) {
-    const tgk_options given = options ? known_fields(options, "options") : defaults;
+  Told(const tgk_options* options, const tgk_options& defaults, const Layout& layout, const Caller& caller) {
+    const tgk_options given = options ? known_fields(options, offsetof(tgk_options, seed_at), "options") : defaults;
     measure = measure_of(given.clip, 0);
     draw = draw_at(given.seed, given.offset, given.layer, layout.layers());
+    if (caller.queue()) {
+      draw.seed_at = reinterpret_cast<const unsigned char*>(given.seed_at);
+      draw.offset_at = reinterpret_cast<const unsigned char*>(given.offset_at);
+      draw.seed_device = draw.offset_device = caller.device();
+    } else {
+      if (given.seed_at) draw.seed = load<uint64_t>(given.seed_at, 0);
+      if (given.offset_at) draw.offset = load<uint64_t>(given.offset_at, 0);
+    }
     if (!given.scale && !given.limit) return;
-    scales_.scale = input("options.scale", given.scale, layout.groups(), Element::float32);
-    scales_.limit = input("options.limit", given.limit, layout.groups(), Element::float32);
+    scales_.scale = caller.input("options.scale", given.scale, layout.groups(), Element::float32);
+    scales_.limit = caller.input("options.limit", given.limit, layout.groups(), Element::float32);
     passed_ = true;
   }
   const PassedScales* passed() const { return passed_ ? &scales_ : nullptr; }
@@ -307,10 +343,10 @@ class Told {
 
 void decode_into(const Layout& layout, const void* data, int64_t nbytes, double weight, bool accumulate,
                  void* const* out, int64_t out_count, int32_t dtype, const tgk_stream* stream) {
-  check_stream(stream);
+  const Caller caller(stream);
   check_nbytes("nbytes", nbytes, layout.nbytes());
-  decode(layout, input("data", data, nbytes, Element::uint8), weight, accumulate,
-         bucket_of(layout, "out", out, out_count, element_at(dtype), true));
+  decode(layout, caller.input("data", data, nbytes, Element::uint8), weight, accumulate,
+         caller.bucket_of(layout, "out", out, out_count, element_at(dtype), true), caller.queue());
 }
 
 int64_t query(const tgk_layout* layout, int64_t (Layout::*property)() const) {
@@ -332,6 +368,7 @@ const char* tgk_status_name(tgk_status status) noexcept {
     case TGK_ERROR_UNSUPPORTED: return "TGK_ERROR_UNSUPPORTED";
     case TGK_ERROR_MEMORY: return "TGK_ERROR_MEMORY";
     case TGK_ERROR_INTERNAL: return "TGK_ERROR_INTERNAL";
+    case TGK_ERROR_DEVICE: return "TGK_ERROR_DEVICE";
     default: return "unknown";
   }
 }
@@ -368,11 +405,11 @@ tgk_status tgk_encode_layer(const void* x, int64_t n, int32_t dtype, int32_t pac
                             uint64_t offset, int64_t layer, void* data, int64_t nbytes,
                             const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout layout = layout_of_layer(n, packing);
     check_nbytes("nbytes", nbytes, layout.nbytes());
-    encode(layout, {input("x", x, n, element_at(dtype))}, measure_of(clip, 0), nullptr, draw_at(seed, offset, layer, 1),
-           output("data", data, nbytes, Element::uint8));
+    encode(layout, {caller.input("x", x, n, element_at(dtype))}, measure_of(clip, 0), nullptr,
+           draw_at(seed, offset, layer, 1), caller.output("data", data, nbytes, Element::uint8), caller.queue());
   });
 }
 
@@ -454,7 +491,7 @@ tgk_status tgk_layout_piece(const tgk_layout* layout, int64_t index, tgk_piece* 
       throw ValueError("index: expected 0 <= index < " + std::to_string(pieces.size()) + ", got " +
                        std::to_string(index));
     }
-    const size_t struct_size = known_fields(&target(piece, "piece"), "piece").struct_size;
+    const size_t struct_size = known_fields(&target(piece, "piece"), sizeof(tgk_piece), "piece").struct_size;
     const Piece& found = pieces[static_cast<size_t>(index)];
     *piece = tgk_piece{struct_size,
                        found.layer,
@@ -472,14 +509,25 @@ tgk_status tgk_layout_piece(const tgk_layout* layout, int64_t index, tgk_piece* 
 
 // ---- operations
 
+tgk_status tgk_scratch_nbytes(const tgk_layout* layout, int32_t measured, int64_t pointers, int64_t* nbytes) noexcept {
+  return guarded([&] {
+    const Layout& shape = geometry(layout);
+    if (measured != 0 && measured != 1) {
+      throw ValueError("measured: expected 0 or 1, got " + std::to_string(measured));
+    }
+    if (pointers < 0) throw ValueError("pointers: expected 0 or more, got " + std::to_string(pointers));
+    target(nbytes, "nbytes") = scratch_bytes(shape, measured == 1, pointers);
+  });
+}
+
 tgk_status tgk_scales(const tgk_layout* layout, const void* const* x, int64_t count, int32_t dtype, double clip,
                       int32_t center, float* scale, float* limit, const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
-    scales(shape, bucket_of(shape, "x", x, count, element_at(dtype), false), measure_of(clip, center),
-           output("scale", scale, shape.groups(), Element::float32),
-           output("limit", limit, shape.groups(), Element::float32));
+    scales(shape, caller.bucket_of(shape, "x", x, count, element_at(dtype), false), measure_of(clip, center),
+           caller.output("scale", scale, shape.groups(), Element::float32),
+           caller.output("limit", limit, shape.groups(), Element::float32), caller.queue());
   });
 }
 
@@ -487,14 +535,15 @@ tgk_status tgk_clip(const tgk_layout* layout, const void* const* x, int64_t coun
                     int32_t center, const float* limit, void* const* out, int64_t out_count,
                     const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
     const Element element = element_at(dtype);
     // The runtime looks at limits alone, but takes both.
-    const Array limits = input("limit", limit, limit ? shape.groups() : 0, Element::float32);
+    const Array limits = caller.input("limit", limit, limit ? shape.groups() : 0, Element::float32);
     const PassedScales passed{limits, limits};
-    terngrad::clip(shape, bucket_of(shape, "x", x, count, element, false), measure_of(clip, center),
-                   limit ? &passed : nullptr, bucket_of(shape, "out", out, out_count, element, true));
+    terngrad::clip(shape, caller.bucket_of(shape, "x", x, count, element, false), measure_of(clip, center),
+                   limit ? &passed : nullptr, caller.bucket_of(shape, "out", out, out_count, element, true),
+                   caller.queue());
   });
 }
 
@@ -502,24 +551,24 @@ tgk_status tgk_ternarize(const tgk_layout* layout, const void* const* x, int64_t
                          const tgk_options* options, int8_t* const* trits, int64_t trits_count, float* scale,
                          const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
-    const Told told(options, TGK_OPTIONS_INIT, shape);
-    ternarize(shape, bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(), told.draw,
-              bucket_of(shape, "trits", trits, trits_count, Element::int8, true),
-              output("scale", scale, shape.groups(), Element::float32));
+    const Told told(options, TGK_OPTIONS_INIT, shape, caller);
+    ternarize(shape, caller.bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(),
+              told.draw, caller.bucket_of(shape, "trits", trits, trits_count, Element::int8, true),
+              caller.output("scale", scale, shape.groups(), Element::float32), caller.queue());
   });
 }
 
 tgk_status tgk_encode(const tgk_layout* layout, const void* const* x, int64_t count, int32_t dtype,
                       const tgk_options* options, void* data, int64_t nbytes, const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
-    const Told told(options, TGK_OPTIONS_INIT, shape);
+    const Told told(options, TGK_OPTIONS_INIT, shape, caller);
     check_nbytes("nbytes", nbytes, shape.nbytes());
-    encode(shape, bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(), told.draw,
-           output("data", data, nbytes, Element::uint8));
+    encode(shape, caller.bucket_of(shape, "x", x, count, element_at(dtype), false), told.measure, told.passed(),
+           told.draw, caller.output("data", data, nbytes, Element::uint8), caller.queue());
   });
 }
 
@@ -537,12 +586,12 @@ tgk_status tgk_decode_sum(const tgk_layout* layout, const void* const* messages,
                           const double* weights, void* const* out, int64_t out_count, int32_t dtype,
                           const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
     check_nbytes("nbytes", nbytes, shape.nbytes());
-    const Arrays terms = messages_of(messages, count, nbytes);
+    const Arrays terms = caller.messages_of(messages, count, nbytes);
     decode_sum(shape, terms, weights_of(weights, count),
-               bucket_of(shape, "out", out, out_count, element_at(dtype), true));
+               caller.bucket_of(shape, "out", out, out_count, element_at(dtype), true), caller.queue());
   });
 }
 
@@ -559,7 +608,7 @@ tgk_status tgk_sum_trits(const tgk_layout* const* layouts, const void* const* me
                          int64_t count, const tgk_layout* result, void* data, int64_t nbytes,
                          const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(result, "result");
     check_count(count);
     if (!layouts) throw ValueError("layouts: expected " + std::to_string(count) + ", got NULL");
@@ -568,11 +617,11 @@ tgk_status tgk_sum_trits(const tgk_layout* const* layouts, const void* const* me
     for (int64_t i = 0; i < count; ++i) {
       const Layout& from = geometry(layouts[i], "layouts", i);
       const void* message = messages ? messages[i] : nullptr;
-      summands.push_back(Summand{&from, array_at("messages", message, from.nbytes(), Element::uint8, false, i),
+      summands.push_back(Summand{&from, caller.array_at("messages", message, from.nbytes(), Element::uint8, false, i),
                                  workers ? workers[i] : 1});
     }
     check_nbytes("nbytes", nbytes, shape.nbytes());
-    sum_trits(summands, shape, output("data", data, nbytes, Element::uint8));
+    sum_trits(summands, shape, caller.output("data", data, nbytes, Element::uint8), caller.queue());
   });
 }
 
@@ -580,26 +629,26 @@ tgk_status tgk_repack(const tgk_layout* layout, const void* const* messages, int
                       const double* weights, const tgk_options* options, const tgk_layout* result, void* data,
                       int64_t data_nbytes, const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
     const Layout& target_shape = geometry(result, "result");
-    const Told told(options, TGK_REPACK_OPTIONS_INIT, shape);
+    const Told told(options, TGK_REPACK_OPTIONS_INIT, shape, caller);
     check_nbytes("nbytes", nbytes, shape.nbytes());
     check_nbytes("data_nbytes", data_nbytes, target_shape.nbytes());
-    const Arrays terms = messages_of(messages, count, nbytes);
+    const Arrays terms = caller.messages_of(messages, count, nbytes);
     repack(shape, terms, weights_of(weights, count), told.measure, told.passed(), told.draw, target_shape,
-           output("data", data, data_nbytes, Element::uint8));
+           caller.output("data", data, data_nbytes, Element::uint8), caller.queue());
   });
 }
 
 tgk_status tgk_validate(const tgk_layout* layout, const void* data, int64_t nbytes, int64_t workers,
                         const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     const Layout& shape = geometry(layout);
     if (nbytes < 0) throw ValueError("nbytes: expected 0 or more, got " + std::to_string(nbytes));
     check_workers(workers);
-    validate(shape, input("data", data, nbytes, Element::uint8), workers);
+    validate(shape, caller.input("data", data, nbytes, Element::uint8), workers, caller.queue());
   });
 }
 
@@ -615,21 +664,23 @@ tgk_status tgk_payload_nbytes(int64_t n, int32_t packing, int64_t* nbytes) noexc
 tgk_status tgk_pack(const int8_t* trits, int64_t n, int32_t packing, void* payload, int64_t nbytes,
                     const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     check_size_between(n, kLog2LargestBucket);
     const Packing form = packing_at(packing);
     check_nbytes("nbytes", nbytes, payload_bytes(form, n));
-    pack(input("trits", trits, n, Element::int8), form, output("payload", payload, nbytes, Element::uint8));
+    pack(caller.input("trits", trits, n, Element::int8), form,
+         caller.output("payload", payload, nbytes, Element::uint8), caller.queue());
   });
 }
 
 tgk_status tgk_unpack(const void* payload, int64_t nbytes, int32_t packing, int8_t* trits, int64_t n,
                       const tgk_stream* stream) noexcept {
   return guarded([&] {
-    check_stream(stream);
+    const Caller caller(stream);
     check_size_between(n, kLog2LargestBucket);
     const Packing form = packing_at(packing);
     check_nbytes("nbytes", nbytes, payload_bytes(form, n));
-    unpack(input("payload", payload, nbytes, Element::uint8), form, output("trits", trits, n, Element::int8));
+    unpack(caller.input("payload", payload, nbytes, Element::uint8), form,
+           caller.output("trits", trits, n, Element::int8), caller.queue());
   });
 }

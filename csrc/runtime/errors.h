@@ -14,6 +14,10 @@ struct TERNGRAD_API TypeError : std::runtime_error {
 struct TERNGRAD_API ValueError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+// CUDA's own.
+struct TERNGRAD_API DeviceError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 struct TERNGRAD_API BufferError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -9,6 +10,9 @@
 #include "export.h"
 
 namespace terngrad {
+
+// What CUDA devices keep of a layout (cuda.cpp).
+class OnDevices;
 
 class TERNGRAD_API Layout {
  public:
@@ -30,6 +34,8 @@ class TERNGRAD_API Layout {
   // Scales and limits that it takes: layers, or blocks, or the pieces of a shard. Pieces of one group are neighbours.
   int64_t groups() const { return groups_; }
   bool is_shard() const { return is_shard_; }
+  // Made when a device first meets the layout, by cuda.cpp, which also sees to it that threads take turns.
+  std::shared_ptr<OnDevices>& on_devices() const { return on_devices_; }
 
  private:
   std::vector<int64_t> description_;
@@ -40,6 +46,7 @@ class TERNGRAD_API Layout {
   int64_t nbytes_ = 0;
   int64_t groups_ = 0;
   bool is_shard_ = false;
+  mutable std::shared_ptr<OnDevices> on_devices_;
 };
 
 }  // namespace terngrad

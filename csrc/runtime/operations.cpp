@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "cuda.h"
 #include "dispatch.h"
 #include "errors.h"
 #include "float_environment.h"
@@ -501,16 +502,6 @@ class SummedSource {
   throw CorruptError(what + " at byte " + std::to_string(byte) + " of the message");
 }
 
-bool is_count_within(Packing packing, const uint8_t* payload, int64_t byte, int64_t workers) {
-  if (packing == Packing::counts16) {
-    return byte % 2 != 0 || std::abs(load<int16_t>(payload + byte, 0)) <= workers;
-  }
-  for (int64_t row = 0; row < rows_of(packing); ++row) {
-    if (std::abs(value_in(packing, payload[byte], row)) > workers) return false;
-  }
-  return true;
-}
-
 // Only codes that exist or counts within +-workers, and 0 where the last byte's rows are not in use.
 void validate_payload(const uint8_t* payload, const Piece& piece, int64_t workers) {
   const int64_t bytes = payload_bytes(piece.packing, piece.size);
@@ -534,6 +525,32 @@ void validate_payload(const uint8_t* payload, const Piece& piece, int64_t worker
   }
 }
 
+// Where a call runs. Its arrays are in one place; on a device it needs a queue.
+int32_t device_of(const Queue* queue, const OnePlace& place) {
+  if (place.device() != kHost && !queue) {
+    throw ValueError("stream: expected one for arrays on CUDA device " + std::to_string(place.device()));
+  }
+  return place.device();
+}
+
+OnePlace placed(const Arrays& x, const PassedScales* passed) {
+  OnePlace place;
+  place.add(x);
+  if (passed) place.add(passed->scale).add(passed->limit);
+  return place;
+}
+
+// Seed and offset as arrays of their own, where they lie on a device.
+Arrays words_of(const DrawBase& draw) {
+  Arrays words;
+  const auto add = [&](const char* name, const unsigned char* at, int32_t device) {
+    if (at) words.push_back(Array{name, -1, const_cast<unsigned char*>(at), 2, Element::uint32, false, device});
+  };
+  add("seed", draw.seed_at, draw.seed_device);
+  add("offset", draw.offset_at, draw.offset_device);
+  return words;
+}
+
 bool all_zero(const uint8_t* bytes, int64_t count) {
   unsigned any = 0;
   for (int64_t i = 0; i < count; ++i) any |= bytes[i];
@@ -542,11 +559,15 @@ bool all_zero(const uint8_t* bytes, int64_t count) {
 
 }  // namespace
 
-void scales(const Layout& layout, const Arrays& x, Measure measure, const Array& scale, const Array& limit) {
+void scales(const Layout& layout, const Arrays& x, Measure measure, const Array& scale, const Array& limit,
+            const Queue* queue) {
   const DType dtype = check_inputs(layout, x);
   check_output(scale, Element::float32, layout.groups());
   check_output(limit, Element::float32, layout.groups());
   check_disjoint({scale, limit}, x);
+  if (const int32_t on = device_of(queue, OnePlace().add(x).add(scale).add(limit)); on != kHost) {
+    return cuda::scales(layout, x, dtype, measure, scale, limit, on, *queue);
+  }
   const Bucket bucket(layout, x);
   const ScaleSource source(layout, bucket, dtype, measure, nullptr);
   for_each_scaled_group(layout, source, get_num_threads(), [&](Scale found, const Group& group, Share) {
@@ -556,12 +577,16 @@ void scales(const Layout& layout, const Arrays& x, Measure measure, const Array&
   });
 }
 
-void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, const Arrays& out) {
+void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, const Arrays& out,
+          const Queue* queue) {
   const DType dtype = check_inputs(layout, x);
   check_passed(layout, passed);
   check_outputs(layout, out, element_of(dtype));
   check_disjoint(out, x, true);
   if (passed) check_disjoint(out, {passed->limit});
+  if (const int32_t on = device_of(queue, placed(x, passed).add(out)); on != kHost) {
+    return cuda::clip(layout, x, dtype, measure, passed, out, on, *queue);
+  }
   const Bucket from(layout, x);
   const Bucket to(layout, out);
   const Kernels& kernel = kernels();
@@ -590,7 +615,7 @@ void clip(const Layout& layout, const Arrays& x, Measure measure, const PassedSc
 }
 
 void ternarize(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, DrawBase draw,
-               const Arrays& trits, const Array& scale) {
+               const Arrays& trits, const Array& scale, const Queue* queue) {
   const DType dtype = check_inputs(layout, x);
   check_passed(layout, passed);
   check_outputs(layout, trits, Element::int8);
@@ -599,6 +624,9 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
   outputs.push_back(scale);
   check_disjoint(outputs, x);
   if (passed) check_disjoint(outputs, {passed->scale, passed->limit});
+  if (const int32_t on = device_of(queue, placed(x, passed).add(outputs).add(words_of(draw))); on != kHost) {
+    return cuda::ternarize(layout, x, dtype, measure, passed, draw, trits, scale, on, *queue);
+  }
   const Bucket from(layout, x);
   const Bucket to(layout, trits);
   const Kernels& kernel = kernels();
@@ -616,13 +644,16 @@ void ternarize(const Layout& layout, const Arrays& x, Measure measure, const Pas
 }
 
 void encode(const Layout& layout, const Arrays& x, Measure measure, const PassedScales* passed, DrawBase draw,
-            const Array& data) {
+            const Array& data, const Queue* queue) {
   const DType dtype = check_inputs(layout, x);
   check_encodable(layout);
   check_passed(layout, passed);
   check_output(data, Element::uint8, layout.nbytes());
   check_disjoint({data}, x);
   if (passed) check_disjoint({data}, {passed->scale, passed->limit});
+  if (const int32_t on = device_of(queue, placed(x, passed).add(data).add(words_of(draw))); on != kHost) {
+    return cuda::encode(layout, x, dtype, measure, passed, draw, data, on, *queue);
+  }
   const Bucket bucket(layout, x);
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
@@ -639,22 +670,31 @@ void encode(const Layout& layout, const Arrays& x, Measure measure, const Passed
   });
 }
 
-void decode(const Layout& layout, const Array& data, double weight, bool accumulate, const Arrays& out) {
+void decode(const Layout& layout, const Array& data, double weight, bool accumulate, const Arrays& out,
+            const Queue* queue) {
   check_element(data, Element::uint8);
   check_size(data, layout.nbytes());
   const DType dtype = check_decoded(layout, {data}, out);
   const Into into = accumulate ? Into::accumulated : Into::written;
+  if (const int32_t on = device_of(queue, OnePlace().add(data).add(out)); on != kHost) {
+    return cuda::decode(layout, {data.data}, rounded_weights({weight}), into == Into::accumulated, false, dtype, out,
+                        on, *queue);
+  }
   decode_terms(layout, {data.data}, rounded_weights({weight}), into, dtype, Bucket(layout, out));
 }
 
-void decode_sum(const Layout& layout, const Arrays& messages, const std::vector<double>& weights, const Arrays& out) {
+void decode_sum(const Layout& layout, const Arrays& messages, const std::vector<double>& weights, const Arrays& out,
+                const Queue* queue) {
   const std::vector<const uint8_t*> starts = starts_of(layout, messages, weights);
   const DType dtype = check_decoded(layout, messages, out);
+  if (const int32_t on = device_of(queue, OnePlace().add(messages).add(out)); on != kHost) {
+    return cuda::decode(layout, starts, rounded_weights(weights), true, true, dtype, out, on, *queue);
+  }
   decode_terms(layout, starts, rounded_weights(weights), Into::summed, dtype, Bucket(layout, out));
 }
 
 void repack(const Layout& layout, const Arrays& messages, const std::vector<double>& weights, Measure measure,
-            const PassedScales* passed, DrawBase draw, const Layout& result, const Array& data) {
+            const PassedScales* passed, DrawBase draw, const Layout& result, const Array& data, const Queue* queue) {
   const std::vector<const uint8_t*> starts = starts_of(layout, messages, weights);
   check_same_pieces(layout, result, "packing");
   check_encodable(result);
@@ -662,6 +702,9 @@ void repack(const Layout& layout, const Arrays& messages, const std::vector<doub
   check_output(data, Element::uint8, result.nbytes());
   check_disjoint({data}, messages);
   if (passed) check_disjoint({data}, {passed->scale, passed->limit});
+  if (const int32_t on = device_of(queue, placed(messages, passed).add(data).add(words_of(draw))); on != kHost) {
+    return cuda::repack(layout, starts, rounded_weights(weights), measure, passed, draw, result, data, on, *queue);
+  }
   const Kernels& kernel = kernels();
   const std::vector<Piece>& pieces = layout.pieces();
   const int64_t threads = get_num_threads();
@@ -687,7 +730,7 @@ void repack(const Layout& layout, const Arrays& messages, const std::vector<doub
   });
 }
 
-void sum_trits(const std::vector<Summand>& summands, const Layout& result, const Array& data) {
+void sum_trits(const std::vector<Summand>& summands, const Layout& result, const Array& data, const Queue* queue) {
   int64_t workers = 0;
   int64_t count = 0;
   Arrays inputs;
@@ -715,6 +758,9 @@ void sum_trits(const std::vector<Summand>& summands, const Layout& result, const
       starts.push_back(summand.data.data + i * summand.layout->nbytes());
       layouts.push_back(summand.layout);
     }
+  }
+  if (const int32_t on = device_of(queue, OnePlace().add(inputs).add(data)); on != kHost) {
+    return cuda::sum_trits(starts, layouts, result, data, on, *queue);
   }
   const int64_t parts = parts_for(result.size());
   const auto total = static_cast<size_t>(count);
@@ -749,28 +795,37 @@ void sum_trits(const std::vector<Summand>& summands, const Layout& result, const
                  });
 }
 
-void pack(const Array& trits, Packing packing, const Array& out) {
+void pack(const Array& trits, Packing packing, const Array& out, const Queue* queue) {
   check_packing(packing);
   check_element(trits, Element::int8);
   check_output(out, Element::uint8, payload_bytes(packing, trits.size));
   check_disjoint({out}, {trits});
+  if (const int32_t on = device_of(queue, OnePlace().add(trits).add(out)); on != kHost) {
+    return cuda::pack(trits, packing, out, on, *queue);
+  }
   parallel(
       1, [&](int64_t) { kernels().pack(reinterpret_cast<const int8_t*>(trits.data), trits.size, packing, out.data); });
 }
 
-void unpack(const Array& payload, Packing packing, const Array& out) {
+void unpack(const Array& payload, Packing packing, const Array& out, const Queue* queue) {
   check_packing(packing);
   check_element(payload, Element::uint8);
   check_output(out, Element::int8, out.size);
   check_size(payload, payload_bytes(packing, out.size));
   check_disjoint({out}, {payload});
+  if (const int32_t on = device_of(queue, OnePlace().add(payload).add(out)); on != kHost) {
+    return cuda::unpack(payload, packing, out, on, *queue);
+  }
   parallel(1, [&](int64_t) { kernels().unpack(payload.data, out.size, packing, reinterpret_cast<int8_t*>(out.data)); });
 }
 
-void validate(const Layout& layout, const Array& data, int64_t workers) {
+void validate(const Layout& layout, const Array& data, int64_t workers, const Queue* queue) {
   check_element(data, Element::uint8);
   if (data.size != layout.nbytes()) {
     throw CorruptError("expected " + std::to_string(layout.nbytes()) + " bytes, got " + std::to_string(data.size));
+  }
+  if (const int32_t on = device_of(queue, OnePlace().add(data)); on != kHost) {
+    return cuda::validate(layout, data, workers, on, *queue);
   }
   for (const auto& [begin, end] : layout.gaps()) {
     if (!all_zero(data.data + begin, end - begin)) corrupt("a gap that is not 0", begin);

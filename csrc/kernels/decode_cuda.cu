@@ -1,0 +1,285 @@
+// A word of a payload is four columns of a whole tile: a lane turns it into the tile's rows. The sums of several
+// messages stay in registers, so that every output element is written once.
+#include "device.cuh"
+
+namespace terngrad {
+namespace cuda {
+
+namespace {
+
+// What a trit comes to: worth * t, which is exact, as what the output or the sum takes.
+template <class V>
+struct Worth {
+  V zero;
+  V plus;
+  V minus;
+};
+
+// The trit of row Row of a byte chooses. (-worth and worth * -1 are the same bits, but of a NaN.)
+template <class Form, int Row, class V>
+TERNGRAD_DEVICE V chosen(uint32_t byte, const Worth<V>& worth) {
+  if constexpr (Form::packing == Packing::two_bit) {
+    const uint32_t code = byte >> (2 * Row);
+    return code & 1u ? (code & 2u ? worth.minus : worth.plus) : worth.zero;
+  } else {
+    const int t = value_in(Form::packing, byte, Row);
+    return t == 0 ? worth.zero : t < 0 ? worth.minus : worth.plus;
+  }
+}
+
+// The counts or carried values of a row of a unit that lies in whole tiles.
+TERNGRAD_DEVICE void values_of_row(Packing packing, const uint8_t* payload, int row, float (&x)[4]) {
+  const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
+  if (packing == Packing::float32) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = float_of(load_word(payload + 4 * (element + j)));
+  } else if (packing == Packing::counts16) {
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      const uint32_t pair = load_word(payload + 2 * (element + j));
+      x[j] = static_cast<float>(static_cast<int16_t>(pair));
+      x[j + 1] = static_cast<float>(static_cast<int16_t>(pair >> 16));
+    }
+  } else {
+    const int rows = static_cast<int>(rows_of(packing));
+    const uint32_t word = load_word(payload + row / rows * kColumns + 4 * lane_of());
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = static_cast<float>(value_in(packing, word >> (8 * j) & 255u, row % rows));
+  }
+}
+
+TERNGRAD_DEVICE float value_of(Packing packing, const uint8_t* payload, int count, int element) {
+  if (packing == Packing::float32) return float_of(load_word(payload + 4 * element));
+  return static_cast<float>(value_at(packing, payload, count, element));
+}
+
+// One unit of the output.
+template <class T>
+struct Output {
+  unsigned char* base;
+  bool vectors;
+
+  __device__ __forceinline__ void store(int row, const Four<T>& four) const {
+    store_four<T>(base, row * static_cast<int>(kColumns) + 4 * lane_of(), vectors, four);
+  }
+  __device__ __forceinline__ void store(int row, const float (&x)[4]) const {
+    Four<T> four;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) four.values[j] = narrowed<T>(x[j]);
+    store(row, four);
+  }
+  __device__ __forceinline__ void load(int row, float (&x)[4]) const {
+    const Four<T> four = load_four<T>(base, row * static_cast<int>(kColumns) + 4 * lane_of(), vectors, Again::no);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = widen(four.values[j]);
+  }
+  __device__ __forceinline__ void store_one(int element, float x) const {
+    reinterpret_cast<T*>(base)[element] = narrowed<T>(x);
+  }
+  __device__ __forceinline__ float one(int element) const { return widen(reinterpret_cast<const T*>(base)[element]); }
+};
+
+template <class T>
+TERNGRAD_DEVICE Output<T> output_of(const Bucket& out, const Piece& piece, int64_t begin) {
+  const auto bytes = static_cast<int64_t>(sizeof(T));
+  unsigned char* base = address_of(out, piece, bytes) + begin * bytes;
+  return Output<T>{base, takes_vectors<T>(base)};
+}
+
+template <class T>
+TERNGRAD_DEVICE void fill_nan(const Output<T>& out, int count) {
+  const T nan = narrowed<T>(float_of(kNaN32));
+  for (int i = lane_of(); i < count; i += kWarp) reinterpret_cast<T*>(out.base)[i] = nan;
+}
+
+// Rows of a unit that lie in whole tiles of a packing.
+TERNGRAD_DEVICE int full_rows_of(Packing packing, int count) {
+  const bool tiled = packing != Packing::float32 && packing != Packing::counts16;
+  const int rows = tiled ? static_cast<int>(rows_of(packing)) : 1;
+  return count / (rows * static_cast<int>(kColumns)) * rows;
+}
+
+// ---- one message, written
+
+template <class Form, class T, int Row>
+TERNGRAD_DEVICE void write_rows(uint32_t word, const Worth<T>& worth, int tile, const Output<T>& out) {
+  Four<T> four;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) four.values[j] = chosen<Form, Row>(word >> (8 * j) & 255u, worth);
+  out.store(tile * static_cast<int>(Form::rows) + Row, four);
+  if constexpr (Row + 1 < Form::rows) write_rows<Form, T, Row + 1>(word, worth, tile, out);
+}
+
+template <class Form, class T>
+TERNGRAD_DEVICE void write_tiles(const uint8_t* payload, int full_rows, float worth, const Output<T>& out) {
+  constexpr int kTiles = kRows / static_cast<int>(Form::rows);
+  const Worth<T> values{narrowed<T>(worth * 0.0f), narrowed<T>(worth), narrowed<T>(-worth)};
+  uint32_t words[kTiles];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    words[tile] = 0;
+    if (tile * Form::rows < full_rows) words[tile] = load_word(payload + tile * kColumns + 4 * lane_of());
+  }
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    if (tile * Form::rows < full_rows) write_rows<Form, T, 0>(words[tile], values, tile, out);
+  }
+}
+
+// A float32 payload with worth 1 is copied.
+TERNGRAD_DEVICE float written(Packing packing, float worth, float value) {
+  return packing == Packing::float32 && worth == 1.0f ? value : worth * value;
+}
+
+template <class T>
+TERNGRAD_DEVICE void write_unit(const uint8_t* payload, Packing packing, int count, float worth, const Output<T>& out) {
+  const int full_rows = full_rows_of(packing, count);
+  if (packing == Packing::two_bit) {
+    write_tiles<Tiled<Packing::two_bit>>(payload, full_rows, worth, out);
+  } else if (packing == Packing::base3) {
+    write_tiles<Tiled<Packing::base3>>(payload, full_rows, worth, out);
+  } else {
+    for (int row = 0; row < full_rows; ++row) {
+      float x[4];
+      values_of_row(packing, payload, row, x);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = written(packing, worth, x[j]);
+      out.store(row, x);
+    }
+  }
+  for (int i = full_rows * static_cast<int>(kColumns) + lane_of(); i < count; i += kWarp) {
+    out.store_one(i, written(packing, worth, value_of(packing, payload, count, i)));
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__ Geometry geometry,
+                                                         const __grid_constant__ Messages messages,
+                                                         const __grid_constant__ Bucket out) {
+  const Unit unit = unit_of(geometry, blockIdx.x);
+  if (unit.count == 0) return;
+  const Piece& piece = geometry.pieces[unit.piece];
+  const Message message = message_at(messages, 0);
+  const bool carries = piece.packing == Packing::float32;
+  const float scale = carries ? 1.0f : load_scale(message.data + piece.scale_at);
+  const Output<T> to = output_of<T>(out, piece, unit.begin);
+  if (is_poisoned(scale)) return fill_nan(to, unit.count);
+  write_unit(message.data + piece.payload_at + payload_bytes(piece.packing, unit.begin), piece.packing, unit.count,
+             message.weight * scale, to);
+}
+
+// ---- several messages, added
+
+// fma(worth, t, sum) for a trit: the product is exact, and a sum does the same.
+template <class Form, int Row = 0>
+TERNGRAD_DEVICE void add_rows(uint32_t word, const Worth<float>& worth, float (&sums)[Form::rows][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) sums[Row][j] = sums[Row][j] + chosen<Form, Row>(word >> (8 * j) & 255u, worth);
+  if constexpr (Row + 1 < Form::rows) add_rows<Form, Row + 1>(word, worth, sums);
+}
+
+TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
+  return message.data + piece.payload_at + payload_bytes(piece.packing, begin);
+}
+
+TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
+  return piece.packing == Packing::float32 ? message.weight
+                                           : message.weight * load_scale(message.data + piece.scale_at);
+}
+
+// Trits: the sums of a tile's rows side by side, so that each word is read once.
+template <class Form, class T>
+TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, const Unit& unit, int full_rows,
+                               bool fresh, const Output<T>& out) {
+  constexpr int kFormRows = static_cast<int>(Form::rows);
+  for (int tile = 0; tile * kFormRows < full_rows; ++tile) {
+    float sums[Form::rows][4] = {};
+    if (!fresh) {
+#pragma unroll
+      for (int i = 0; i < kFormRows; ++i) out.load(tile * kFormRows + i, sums[i]);
+    }
+#pragma unroll 4
+    for (int64_t m = 0; m < messages.count; ++m) {
+      const Message message = message_at(messages, m);
+      const float worth = worth_in(message, piece);
+      const uint32_t word =
+          load_word(payload_of(message, piece, unit.begin) + tile * static_cast<int>(kColumns) + 4 * lane_of());
+      add_rows<Form>(word, Worth<float>{worth * 0.0f, worth, -worth}, sums);
+    }
+#pragma unroll
+    for (int i = 0; i < kFormRows; ++i) out.store(tile * kFormRows + i, sums[i]);
+  }
+}
+
+// Counts and carried values: row by row.
+template <class T>
+TERNGRAD_DEVICE void sum_rows(const Messages& messages, const Piece& piece, const Unit& unit, int full_rows, bool fresh,
+                              const Output<T>& out) {
+  for (int row = 0; row < full_rows; ++row) {
+    float sums[4] = {};
+    if (!fresh) out.load(row, sums);
+    for (int64_t m = 0; m < messages.count; ++m) {
+      const Message message = message_at(messages, m);
+      const float worth = worth_in(message, piece);
+      float x[4];
+      values_of_row(piece.packing, payload_of(message, piece, unit.begin), row, x);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[j] = fmaf(worth, x[j], sums[j]);
+    }
+    out.store(row, sums);
+  }
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_constant__ Geometry geometry,
+                                                                const __grid_constant__ Messages messages, bool fresh,
+                                                                const __grid_constant__ Bucket out) {
+  const Unit unit = unit_of(geometry, blockIdx.x);
+  if (unit.count == 0) return;
+  const Piece& piece = geometry.pieces[unit.piece];
+  const Output<T> to = output_of<T>(out, piece, unit.begin);
+  if (SumSource::at(messages, unit.piece).poisoned) return fill_nan(to, unit.count);
+  const int full_rows = full_rows_of(piece.packing, unit.count);
+  if (piece.packing == Packing::two_bit) {
+    sum_tiles<Tiled<Packing::two_bit>>(messages, piece, unit, full_rows, fresh, to);
+  } else if (piece.packing == Packing::base3) {
+    sum_tiles<Tiled<Packing::base3>>(messages, piece, unit, full_rows, fresh, to);
+  } else {
+    sum_rows(messages, piece, unit, full_rows, fresh, to);
+  }
+  for (int i = full_rows * static_cast<int>(kColumns) + lane_of(); i < unit.count; i += kWarp) {
+    float sum = fresh ? 0.0f : to.one(i);
+    for (int64_t m = 0; m < messages.count; ++m) {
+      const Message message = message_at(messages, m);
+      const float value = value_of(piece.packing, payload_of(message, piece, unit.begin), unit.count, i);
+      sum = fmaf(worth_in(message, piece), value, sum);
+    }
+    to.store_one(i, sum);
+  }
+}
+
+}  // namespace
+
+cudaError_t decode(const Geometry& geometry, const Messages& messages, DType dtype, const Bucket& out,
+                   cudaStream_t stream) {
+  const cudaLaunchConfig_t config = grid_of(geometry.tiles, stream);
+  cudaError_t error = cudaSuccess;
+  with_dtype(dtype, [&](auto stored) {
+    error = cudaLaunchKernelEx(&config, decode_array<typename decltype(stored)::type>, geometry, messages, out);
+  });
+  return error;
+}
+
+cudaError_t decode_sum(const Geometry& geometry, const Messages& messages, bool fresh, DType dtype, const Bucket& out,
+                       cudaStream_t stream) {
+  const cudaLaunchConfig_t config = grid_of(geometry.tiles, stream);
+  cudaError_t error = cudaSuccess;
+  with_dtype(dtype, [&](auto stored) {
+    error =
+        cudaLaunchKernelEx(&config, decode_sum_array<typename decltype(stored)::type>, geometry, messages, fresh, out);
+  });
+  return error;
+}
+
+}  // namespace cuda
+}  // namespace terngrad

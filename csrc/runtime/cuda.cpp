@@ -1,0 +1,555 @@
+// The operations on a CUDA device: puts kernels on the caller's stream. Nothing waits for the device but validate, and
+// nothing is allocated but a layout's tables, once for each device.
+#include "cuda.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "../kernels/kernels_cuda.h"
+#include "errors.h"
+
+namespace terngrad {
+
+namespace {
+
+using cuda::Geometry;
+
+// Throws what CUDA said of a call, and clears it, so that the caller's own next call does not see it.
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
+}
+
+// The current device, for the length of a scope.
+class OnDevice {
+ public:
+  explicit OnDevice(int32_t device) {
+    check(cudaGetDevice(&before_), "the current device");
+    changed_ = before_ != device;
+    if (changed_) check(cudaSetDevice(device), "the arrays' device");
+  }
+  ~OnDevice() {
+    if (changed_ && cudaSetDevice(before_) != cudaSuccess) cudaGetLastError();
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// For the length of a scope this thread may allocate, copy and wait although a stream is being captured: what it does
+// then is no part of the graph.
+class BesideCaptures {
+ public:
+  BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "the stream");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+int64_t stripes_in(int64_t n) { return (n + kStripe - 1) / kStripe; }
+
+// ---- a layout's tables
+
+// As they lie on the device, one behind the other.
+class Tables {
+ public:
+  explicit Tables(const Layout& layout) {
+    const std::vector<Piece>& pieces = layout.pieces();
+    std::vector<int64_t> piece_tiles;
+    std::vector<cuda::Group> groups;
+    std::vector<int64_t> group_tiles;
+    std::vector<cuda::Gap> gaps;
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      piece_tiles.push_back(geometry_.tiles);
+      geometry_.tiles += std::max<int64_t>(1, (pieces[i].size + cuda::kTile - 1) / cuda::kTile);
+      const auto index = static_cast<int64_t>(i);
+      if (i == 0 || pieces[i].group != pieces[i - 1].group) groups.push_back(cuda::Group{index, index, 0, 0});
+      groups.back().last_piece = index + 1;
+      groups.back().size += pieces[i].size;
+    }
+    for (cuda::Group& group : groups) {
+      group_tiles.push_back(geometry_.measured_tiles);
+      geometry_.measured_tiles += std::max<int64_t>(1, (group.size + cuda::kMeasured - 1) / cuda::kMeasured);
+      group.first_stripe = geometry_.stripes;
+      geometry_.stripes += stripes_in(group.size);
+      geometry_.most_stripes = std::max(geometry_.most_stripes, stripes_in(group.size));
+    }
+    for (const auto& [begin, end] : layout.gaps()) gaps.push_back(cuda::Gap{begin, end});
+    geometry_.piece_count = static_cast<int64_t>(pieces.size());
+    geometry_.group_count = static_cast<int64_t>(groups.size());
+    geometry_.gap_count = static_cast<int64_t>(gaps.size());
+    offsets_[0] = add(pieces);
+    offsets_[1] = add(piece_tiles);
+    offsets_[2] = add(groups);
+    offsets_[3] = add(group_tiles);
+    offsets_[4] = add(gaps);
+  }
+
+  const std::vector<unsigned char>& bytes() const { return bytes_; }
+
+  Geometry at(const unsigned char* memory) const {
+    Geometry geometry = geometry_;
+    geometry.pieces = reinterpret_cast<const Piece*>(memory + offsets_[0]);
+    geometry.piece_tiles = reinterpret_cast<const int64_t*>(memory + offsets_[1]);
+    geometry.groups = reinterpret_cast<const cuda::Group*>(memory + offsets_[2]);
+    geometry.group_tiles = reinterpret_cast<const int64_t*>(memory + offsets_[3]);
+    geometry.gaps = reinterpret_cast<const cuda::Gap*>(memory + offsets_[4]);
+    return geometry;
+  }
+
+ private:
+  template <class T>
+  size_t add(const std::vector<T>& values) {
+    const size_t begin = bytes_.size();
+    bytes_.resize(begin + (values.size() * sizeof(T) + 15) / 16 * 16);
+    if (!values.empty()) std::memcpy(bytes_.data() + begin, values.data(), values.size() * sizeof(T));
+    return begin;
+  }
+
+  Geometry geometry_{};
+  size_t offsets_[5];
+  std::vector<unsigned char> bytes_;
+};
+
+}  // namespace
+
+class OnDevices {
+ public:
+  OnDevices() = default;
+  OnDevices(const OnDevices&) = delete;
+  OnDevices& operator=(const OnDevices&) = delete;
+
+  // The device waits for nothing: cudaFree itself waits for kernels that still read. What a captured graph may read
+  // when the layout is gone stays. A forked child has no CUDA to give memory back to.
+  ~OnDevices() {
+    if (getpid() != process_) return;
+    const BesideCaptures beside;
+    for (const Copy& copy : copies_) {
+      if (!copy.captured && cudaFree(copy.memory) != cudaSuccess) cudaGetLastError();
+    }
+  }
+
+  const Geometry& on(const Layout& layout, int32_t device, cudaStream_t stream) {
+    auto found = std::find_if(copies_.begin(), copies_.end(), [&](const Copy& copy) { return copy.device == device; });
+    if (found == copies_.end()) {
+      copies_.push_back(copied(layout, device));
+      found = copies_.end() - 1;
+    }
+    found->captured = found->captured || is_capturing(stream);
+    return found->geometry;
+  }
+
+ private:
+  struct Copy {
+    int32_t device;
+    void* memory;
+    bool captured;
+    Geometry geometry;
+  };
+
+  static int64_t attribute(cudaDeviceAttr which, int32_t device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "what the device is");
+    return value;
+  }
+
+  static void upload(const std::vector<unsigned char>& bytes, void* memory) {
+    cudaStream_t own = nullptr;
+    check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "a stream for a layout's tables");
+    cudaError_t error = cudaMemcpyAsync(memory, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, own);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(own);
+    cudaStreamDestroy(own);
+    check(error, "the copy of a layout's tables");
+  }
+
+  Copy copied(const Layout& layout, int32_t device) {
+    const BesideCaptures beside;
+    const Tables tables(layout);
+    Copy copy{device, nullptr, false, {}};
+    const int64_t cache = attribute(cudaDevAttrL2CacheSize, device);
+    const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
+    copies_.reserve(copies_.size() + 1);
+    check(cudaMalloc(&copy.memory, std::max<size_t>(tables.bytes().size(), 1)), "memory for a layout's tables");
+    try {
+      upload(tables.bytes(), copy.memory);
+    } catch (...) {
+      if (cudaFree(copy.memory) != cudaSuccess) cudaGetLastError();
+      throw;
+    }
+    copy.geometry = tables.at(static_cast<const unsigned char*>(copy.memory));
+    // Five eighths of the second-level cache; what is written and the tables want their share.
+    copy.geometry.kept_bytes = cache / 8 * 5;
+    // Blocks that sum a stripe together have 37 KB of shared memory each.
+    copy.geometry.few_blocks = 4 * processors;
+    return copy;
+  }
+
+  std::vector<Copy> copies_;
+  pid_t process_ = getpid();
+};
+
+namespace {
+
+// By value: another thread may add a device's copy at any time.
+Geometry geometry_of(const Layout& layout, int32_t device, cudaStream_t stream) {
+  static std::mutex lock;
+  const std::lock_guard<std::mutex> guard(lock);
+  if (!layout.on_devices()) layout.on_devices() = std::make_shared<OnDevices>();
+  const Geometry geometry = layout.on_devices()->on(layout, device, stream);
+  if (std::max(geometry.tiles, geometry.measured_tiles) > cuda::kMostBlocks) {
+    throw ValueError("layout: more than a CUDA device takes in one call");
+  }
+  return geometry;
+}
+
+// ---- the caller's scratch
+
+int64_t rounded(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+struct Needs {
+  int64_t stripes;
+  int64_t groups;
+
+  int64_t bytes() const {
+    return 2 * rounded(4 * stripes) + rounded(4 * stripes) + rounded(4 * groups) +
+           rounded(static_cast<int64_t>(sizeof(Scale)) * groups);
+  }
+};
+
+class Scratch {
+ public:
+  explicit Scratch(const Queue& queue, int32_t device) : array_(queue.scratch), at_(queue.scratch.data) {
+    if (array_.size == 0) return;
+    if (array_.device != device || !array_.writable || reinterpret_cast<uintptr_t>(at_) % 16 != 0) {
+      throw ValueError("scratch: expected writable memory on CUDA device " + std::to_string(device) +
+                       ", at a multiple of 16");
+    }
+  }
+
+  void require(int64_t bytes) const {
+    if (array_.nbytes() < bytes) {
+      throw ValueError("scratch: expected at least " + std::to_string(bytes) + " bytes, got " +
+                       std::to_string(array_.nbytes()));
+    }
+  }
+
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t bytes = rounded(count * static_cast<int64_t>(sizeof(T)));
+    require(at_ - array_.data + bytes);
+    T* taken = reinterpret_cast<T*>(at_);
+    at_ += bytes;
+    return taken;
+  }
+
+ private:
+  const Array& array_;
+  unsigned char* at_;
+};
+
+// One call: its device is the current one for as long as this lives.
+struct Call {
+  Call(int32_t on, const Queue& queue)
+      : device(on), on_device(on), stream(static_cast<cudaStream_t>(queue.stream)), scratch(queue, on) {}
+
+  Geometry geometry(const Layout& layout) const { return geometry_of(layout, device, stream); }
+
+  int32_t device;
+  OnDevice on_device;
+  cudaStream_t stream;
+  Scratch scratch;
+};
+
+// ---- arguments as kernels take them
+
+// A list on the device, in the caller's scratch; or nothing where it travels with the launch.
+template <class T>
+const T* uploaded(Call& call, const std::vector<T>& values) {
+  T* to = call.scratch.take<T>(static_cast<int64_t>(values.size()));
+  check(cuda::upload(values.data(), static_cast<int64_t>(values.size() * sizeof(T)), to, call.stream),
+        "a list's upload");
+  return to;
+}
+
+cuda::Bucket bucket_of(Call& call, const Layout& layout, const Arrays& arrays) {
+  cuda::Bucket bucket;
+  bucket.flat = nullptr;
+  bucket.layers = nullptr;
+  if (layout.is_shard() || (arrays.size() == 1 && arrays[0].size == layout.size())) {
+    // An empty bucket's array may have no address; none is read.
+    bucket.flat = arrays[0].data ? arrays[0].data : reinterpret_cast<unsigned char*>(cuda::kThreads);
+    return bucket;
+  }
+  std::vector<unsigned char*> layers;
+  layers.reserve(arrays.size());
+  for (const Array& array : arrays) layers.push_back(array.data);
+  if (arrays.size() <= static_cast<size_t>(cuda::kFewArrays)) {
+    std::copy(layers.begin(), layers.end(), bucket.few);
+  } else {
+    bucket.layers = uploaded(call, layers);
+  }
+  return bucket;
+}
+
+cuda::Messages messages_of(Call& call, const std::vector<cuda::Message>& all) {
+  cuda::Messages messages;
+  messages.count = static_cast<int64_t>(all.size());
+  messages.many = nullptr;
+  if (all.size() <= static_cast<size_t>(cuda::kFewMessages)) {
+    std::copy(all.begin(), all.end(), messages.few);
+  } else {
+    messages.many = uploaded(call, all);
+  }
+  return messages;
+}
+
+cuda::Messages messages_of(Call& call, const Geometry& geometry, const std::vector<const uint8_t*>& starts,
+                           const std::vector<float>& weights) {
+  std::vector<cuda::Message> all;
+  all.reserve(starts.size());
+  for (size_t i = 0; i < starts.size(); ++i) all.push_back(cuda::Message{starts[i], geometry.pieces, weights[i]});
+  return messages_of(call, all);
+}
+
+cuda::Draws draws_of(const DrawBase& draw) {
+  return cuda::Draws{draw.seed, draw.offset, reinterpret_cast<const uint32_t*>(draw.seed_at),
+                     reinterpret_cast<const uint32_t*>(draw.offset_at), draw.layer};
+}
+
+// Whether the device has room for a block for each stripe at once.
+bool is_small(const Geometry& geometry) { return geometry.measured_tiles * cuda::kWarps <= geometry.few_blocks; }
+
+// Room for the sums of every group, the counters at 0.
+cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure, bool by_block) {
+  call.scratch.require(Needs{geometry.stripes, geometry.group_count}.bytes());
+  cuda::Measurement measurement{measure.clip, measure.center, by_block, {}, 0};
+  measurement.sums.q = call.scratch.take<float>(geometry.stripes);
+  measurement.sums.s = call.scratch.take<float>(geometry.stripes);
+  measurement.sums.top = call.scratch.take<uint32_t>(geometry.stripes);
+  measurement.sums.arrived = call.scratch.take<uint32_t>(geometry.group_count);
+  measurement.sums.scales = call.scratch.take<Scale>(geometry.group_count);
+  // A group that one block has counts nothing.
+  if (geometry.most_stripes > (by_block ? 1 : cuda::kWarps)) {
+    check(cudaMemsetAsync(measurement.sums.arrived, 0, static_cast<size_t>(4 * geometry.group_count), call.stream),
+          "counters");
+  }
+  return measurement;
+}
+
+cuda::ScaleSource passed_source(const PassedScales& passed) {
+  return cuda::ScaleSource{reinterpret_cast<const float*>(passed.scale.data),
+                           reinterpret_cast<const float*>(passed.limit.data), nullptr};
+}
+
+// The scales of every group: passed, or measured now.
+cuda::ScaleSource source_of(Call& call, const Geometry& geometry, const cuda::Bucket& x, DType dtype, Measure measure,
+                            const PassedScales* passed) {
+  if (passed) return passed_source(*passed);
+  const cuda::Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
+  check(cuda::measure(geometry, x, dtype, measurement, call.stream), "scales");
+  return cuda::ScaleSource{nullptr, nullptr, measurement.sums.scales};
+}
+
+}  // namespace
+
+int64_t scratch_bytes(const Layout& layout, bool measured, int64_t arrays) {
+  int64_t bytes = 0;
+  if (measured) {
+    // A group's last stripe is the only one that may be partial.
+    bytes += Needs{layout.size() / kStripe + layout.groups(), layout.groups()}.bytes();
+    bytes = std::max<int64_t>(bytes, 16);
+  }
+  constexpr int64_t few = std::min(cuda::kFewArrays, cuda::kFewMessages);
+  // At the most two lists of arrays and one of messages, each rounded.
+  if (arrays > few) bytes += static_cast<int64_t>(sizeof(cuda::Message)) * arrays + 3 * 16;
+  return bytes;
+}
+
+namespace cuda {
+
+void scales(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const Array& scale, const Array& limit,
+            int32_t device, const Queue& queue) {
+  if (layout.pieces().empty()) return;
+  Call call(device, queue);
+  const Geometry geometry = call.geometry(layout);
+  const Bucket bucket = bucket_of(call, layout, x);
+  Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
+  measurement.sums.scale = reinterpret_cast<float*>(scale.data);
+  measurement.sums.limit = reinterpret_cast<float*>(limit.data);
+  check(cuda::measure(geometry, bucket, dtype, measurement, call.stream), "scales");
+}
+
+void clip(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const PassedScales* passed,
+          const Arrays& out, int32_t device, const Queue& queue) {
+  if (layout.pieces().empty()) return;
+  Call call(device, queue);
+  const Geometry geometry = call.geometry(layout);
+  const Bucket from = bucket_of(call, layout, x);
+  const Bucket to = bucket_of(call, layout, out);
+  const ScaleSource source = source_of(call, geometry, from, dtype, measure, passed);
+  check(cuda::clip(geometry, from, dtype, source, to, call.stream), "clip");
+}
+
+void ternarize(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const PassedScales* passed,
+               DrawBase draw, const Arrays& trits, const Array& scale, int32_t device, const Queue& queue) {
+  if (layout.pieces().empty()) return;
+  Call call(device, queue);
+  const Geometry geometry = call.geometry(layout);
+  const Bucket from = bucket_of(call, layout, x);
+  const Bucket to = bucket_of(call, layout, trits);
+  const ScaleSource source = source_of(call, geometry, from, dtype, measure, passed);
+  check(cuda::ternarize(geometry, from, dtype, source, draws_of(draw), to, reinterpret_cast<float*>(scale.data),
+                        call.stream),
+        "ternarize");
+}
+
+void encode(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const PassedScales* passed,
+            DrawBase draw, const Array& data, int32_t device, const Queue& queue) {
+  if (layout.nbytes() == 0) return;
+  Call call(device, queue);
+  if (layout.pieces().empty()) {  // a shard that is nothing but a gap
+    return check(cudaMemsetAsync(data.data, 0, static_cast<size_t>(layout.nbytes()), call.stream), "encode");
+  }
+  const Geometry geometry = call.geometry(layout);
+  const Bucket bucket = bucket_of(call, layout, x);
+  const ScaleSource source = source_of(call, geometry, bucket, dtype, measure, passed);
+  check(cuda::encode(geometry, bucket, dtype, source, draws_of(draw), data.data, call.stream), "encode");
+}
+
+void decode(const Layout& layout, const std::vector<const uint8_t*>& messages, const std::vector<float>& weights,
+            bool summed, bool fresh, DType dtype, const Arrays& out, int32_t device, const Queue& queue) {
+  if (layout.size() == 0) return;
+  Call call(device, queue);
+  const Geometry geometry = call.geometry(layout);
+  const Bucket to = bucket_of(call, layout, out);
+  const Messages from = messages_of(call, geometry, messages, weights);
+  check(summed ? cuda::decode_sum(geometry, from, fresh, dtype, to, call.stream)
+               : cuda::decode(geometry, from, dtype, to, call.stream),
+        "decode");
+}
+
+void repack(const Layout& layout, const std::vector<const uint8_t*>& messages, const std::vector<float>& weights,
+            Measure measure, const PassedScales* passed, DrawBase draw, const Layout& result, const Array& data,
+            int32_t device, const Queue& queue) {
+  if (result.nbytes() == 0) return;
+  Call call(device, queue);
+  if (layout.pieces().empty()) {
+    return check(cudaMemsetAsync(data.data, 0, static_cast<size_t>(result.nbytes()), call.stream), "repack");
+  }
+  const Geometry geometry = call.geometry(layout);
+  const Geometry target = call.geometry(result);
+  const Messages from = messages_of(call, geometry, messages, weights);
+  ScaleSource source{};
+  if (passed) {
+    source = passed_source(*passed);
+  } else {
+    const Measurement measurement = measurement_of(call, geometry, Measure{measure.clip, false}, false);
+    check(measure_sum(geometry, from, measurement, call.stream), "repack");
+    source.measured = measurement.sums.scales;
+  }
+  check(encode_sum(geometry, from, source, draws_of(draw), target, data.data, call.stream), "repack");
+}
+
+void sum_trits(const std::vector<const uint8_t*>& messages, const std::vector<const Layout*>& layouts,
+               const Layout& result, const Array& data, int32_t device, const Queue& queue) {
+  if (result.nbytes() == 0) return;
+  Call call(device, queue);
+  if (result.pieces().empty()) {
+    return check(cudaMemsetAsync(data.data, 0, static_cast<size_t>(result.nbytes()), call.stream), "sum_trits");
+  }
+  const Geometry geometry = call.geometry(result);
+  std::vector<Message> all;
+  all.reserve(messages.size());
+  const Piece* pieces = nullptr;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (i == 0 || layouts[i] != layouts[i - 1]) pieces = call.geometry(*layouts[i]).pieces;
+    all.push_back(Message{messages[i], pieces, 1.0f});
+  }
+  const Messages from = messages_of(call, all);
+  check(cuda::sum_trits(geometry, from, data.data, call.stream), "sum_trits");
+}
+
+void pack(const Array& trits, Packing packing, const Array& out, int32_t device, const Queue& queue) {
+  const Call call(device, queue);
+  check(cuda::pack(reinterpret_cast<const int8_t*>(trits.data), trits.size, packing, out.data, call.stream), "pack");
+}
+
+void unpack(const Array& payload, Packing packing, const Array& out, int32_t device, const Queue& queue) {
+  const Call call(device, queue);
+  check(cuda::unpack(payload.data, out.size, packing, reinterpret_cast<int8_t*>(out.data), call.stream), "unpack");
+}
+
+// The device says whether; the host, which then has the message, says where.
+void validate(const Layout& layout, const Array& data, int64_t workers, int32_t device, const Queue& queue) {
+  if (layout.nbytes() == 0) return;
+  Call call(device, queue);
+  if (is_capturing(call.stream))
+    throw ValueError("validate: waits for its result, which a captured stream cannot give");
+  uint32_t unsound = layout.pieces().empty() ? 1 : 0;
+  if (unsound == 0) {
+    const Geometry geometry = call.geometry(layout);
+    auto* found = call.scratch.take<uint32_t>(1);
+    check(cudaMemsetAsync(found, 0, sizeof *found, call.stream), "validate");
+    check(cuda::validate(geometry, data.data, workers, found, call.stream), "validate");
+    check(cudaMemcpyAsync(&unsound, found, sizeof unsound, cudaMemcpyDeviceToHost, call.stream), "validate");
+    check(cudaStreamSynchronize(call.stream), "validate");
+  }
+  if (unsound == 0) return;
+  std::vector<unsigned char> copy(static_cast<size_t>(data.size));
+  check(cudaMemcpyAsync(copy.data(), data.data, copy.size(), cudaMemcpyDeviceToHost, call.stream), "validate");
+  check(cudaStreamSynchronize(call.stream), "validate");
+  Array host = data;
+  host.data = copy.data();
+  host.device = kHost;
+  terngrad::validate(layout, host, workers);
+}
+
+Devices devices() {
+  Devices found{0, {}, ""};
+  int count = 0;
+  cudaError_t error = cudaDriverGetVersion(&found.driver);
+  if (error == cudaSuccess) error = cudaGetDeviceCount(&count);
+  for (int i = 0; error == cudaSuccess && i < count; ++i) {
+    cudaDeviceProp properties;
+    error = cudaGetDeviceProperties(&properties, i);
+    if (error == cudaSuccess) {
+      found.all.push_back(
+          Device{properties.name, properties.major, properties.minor, static_cast<int64_t>(properties.totalGlobalMem)});
+    }
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    found.error = cudaGetErrorString(error);
+  }
+  return found;
+}
+
+bool is_built() { return true; }
+
+bool is_emulated() {
+#if defined(TERNGRAD_CUDA_EMULATED)
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace cuda
+}  // namespace terngrad

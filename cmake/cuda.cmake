@@ -3,9 +3,12 @@
 
 # The packages on PyPI (nvidia-cuda-nvcc, -crt, -runtime, -cccl, nvidia-nvvm) make one folder, which nvcc then knows all
 # of but where its libraries are: `lib`, and not `lib64`.
-find_program(terngrad_nvcc nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda)
-if(NOT terngrad_nvcc AND NOT CMAKE_CUDA_COMPILER AND TERNGRAD_KERNELS_PYTHON)
-  find_package(Python 3.10 COMPONENTS Interpreter)
+if(DEFINED ENV{CUDACXX} AND NOT CMAKE_CUDA_COMPILER)
+  set(CMAKE_CUDA_COMPILER "$ENV{CUDACXX}")
+endif()
+find_program(terngrad_nvcc nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin PATHS /usr/local/cuda)
+if(NOT terngrad_nvcc AND NOT CMAKE_CUDA_COMPILER)
+  find_package(Python 3.10 QUIET COMPONENTS Interpreter)
   execute_process(
     COMMAND "${Python_EXECUTABLE}" -c "import nvidia.cu13 as toolkit; print(list(toolkit.__path__)[0])"
     OUTPUT_VARIABLE packages

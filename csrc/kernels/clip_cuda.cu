@@ -15,7 +15,7 @@ TERNGRAD_DEVICE T clipped(T value, float limit) {
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void clip_array(const __grid_constant__ Geometry geometry,
+__global__ __launch_bounds__(kThreads, 4) void clip_array(const __grid_constant__ Geometry geometry,
                                                        const __grid_constant__ Bucket x,
                                                        const __grid_constant__ ScaleSource scales,
                                                        const __grid_constant__ Bucket out) {

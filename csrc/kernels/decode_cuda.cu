@@ -170,36 +170,12 @@ __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__
 
 // ---- several messages, added
 
-// The sums of a lane's columns of a unit.
-struct RowSums {
-  float x[kRows][4];
-};
-
 // fma(worth, t, sum) for a trit: the product is exact, and a sum does the same.
-template <class Form, int Row>
-TERNGRAD_DEVICE void add_rows(uint32_t word, const Worth<float>& worth, int tile, RowSums* sums) {
+template <class Form, int Row = 0>
+TERNGRAD_DEVICE void add_rows(uint32_t word, const Worth<float>& worth, float (&sums)[Form::rows][4]) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    float& sum = sums->x[tile * static_cast<int>(Form::rows) + Row][j];
-    sum = sum + chosen<Form, Row>(word >> (8 * j) & 255u, worth);
-  }
-  if constexpr (Row + 1 < Form::rows) add_rows<Form, Row + 1>(word, worth, tile, sums);
-}
-
-template <class Form>
-TERNGRAD_DEVICE void add_tiles(const uint8_t* payload, int full_rows, float worth, RowSums* sums) {
-  constexpr int kTiles = kRows / static_cast<int>(Form::rows);
-  const Worth<float> values{worth * 0.0f, worth, -worth};
-  uint32_t words[kTiles];
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    words[tile] = 0;
-    if (tile * Form::rows < full_rows) words[tile] = load_word(payload + tile * kColumns + 4 * lane_of());
-  }
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    if (tile * Form::rows < full_rows) add_rows<Form, 0>(words[tile], values, tile, sums);
-  }
+  for (int j = 0; j < 4; ++j) sums[Row][j] = sums[Row][j] + chosen<Form, Row>(word >> (8 * j) & 255u, worth);
+  if constexpr (Row + 1 < Form::rows) add_rows<Form, Row + 1>(word, worth, sums);
 }
 
 TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
@@ -211,32 +187,27 @@ TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
                                            : message.weight * load_scale(message.data + piece.scale_at);
 }
 
-// Trits: the sums of all rows side by side.
-template <class T>
+// Trits: the sums of a tile's rows side by side, so that each word is read once.
+template <class Form, class T>
 TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, const Unit& unit, int full_rows,
                                bool fresh, const Output<T>& out) {
-  RowSums sums;
+  constexpr int kFormRows = static_cast<int>(Form::rows);
+  for (int tile = 0; tile * kFormRows < full_rows; ++tile) {
+    float sums[Form::rows][4] = {};
+    if (!fresh) {
 #pragma unroll
-  for (int row = 0; row < kRows; ++row) {
-    if (fresh || row >= full_rows) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums.x[row][j] = 0.0f;
-    } else {
-      out.load(row, sums.x[row]);
+      for (int i = 0; i < kFormRows; ++i) out.load(tile * kFormRows + i, sums[i]);
     }
-  }
-  for (int64_t m = 0; m < messages.count; ++m) {
-    const Message message = message_at(messages, m);
-    const uint8_t* payload = payload_of(message, piece, unit.begin);
-    if (piece.packing == Packing::base3) {
-      add_tiles<Tiled<Packing::base3>>(payload, full_rows, worth_in(message, piece), &sums);
-    } else {
-      add_tiles<Tiled<Packing::two_bit>>(payload, full_rows, worth_in(message, piece), &sums);
+#pragma unroll 4
+    for (int64_t m = 0; m < messages.count; ++m) {
+      const Message message = message_at(messages, m);
+      const float worth = worth_in(message, piece);
+      const uint32_t word =
+          load_word(payload_of(message, piece, unit.begin) + tile * static_cast<int>(kColumns) + 4 * lane_of());
+      add_rows<Form>(word, Worth<float>{worth * 0.0f, worth, -worth}, sums);
     }
-  }
 #pragma unroll
-  for (int row = 0; row < kRows; ++row) {
-    if (row < full_rows) out.store(row, sums.x[row]);
+    for (int i = 0; i < kFormRows; ++i) out.store(tile * kFormRows + i, sums[i]);
   }
 }
 
@@ -259,19 +230,20 @@ TERNGRAD_DEVICE void sum_rows(const Messages& messages, const Piece& piece, cons
   }
 }
 
-// Two blocks to a multiprocessor: with one, too little is on its way from memory.
 template <class T>
 __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_constant__ Geometry geometry,
-                                                                const __grid_constant__ Messages messages, bool fresh,
-                                                                const __grid_constant__ Bucket out) {
+                                                             const __grid_constant__ Messages messages, bool fresh,
+                                                             const __grid_constant__ Bucket out) {
   const Unit unit = unit_of(geometry, blockIdx.x);
   if (unit.count == 0) return;
   const Piece& piece = geometry.pieces[unit.piece];
   const Output<T> to = output_of<T>(out, piece, unit.begin);
   if (SumSource::at(messages, unit.piece).poisoned) return fill_nan(to, unit.count);
   const int full_rows = full_rows_of(piece.packing, unit.count);
-  if (is_ternary(piece.packing)) {
-    sum_tiles(messages, piece, unit, full_rows, fresh, to);
+  if (piece.packing == Packing::two_bit) {
+    sum_tiles<Tiled<Packing::two_bit>>(messages, piece, unit, full_rows, fresh, to);
+  } else if (piece.packing == Packing::base3) {
+    sum_tiles<Tiled<Packing::base3>>(messages, piece, unit, full_rows, fresh, to);
   } else {
     sum_rows(messages, piece, unit, full_rows, fresh, to);
   }

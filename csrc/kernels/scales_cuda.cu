@@ -222,7 +222,7 @@ __global__ __launch_bounds__(kThreads) void measure_array(const __grid_constant_
   });
 }
 
-__global__ __launch_bounds__(kThreads) void measure_messages(const __grid_constant__ Geometry geometry,
+__global__ __launch_bounds__(kThreads, 2) void measure_messages(const __grid_constant__ Geometry geometry,
                                                              const __grid_constant__ Messages messages,
                                                              const __grid_constant__ Measurement measurement) {
   measure_tile<false>(geometry, measurement, [&](const Group& group, int64_t begin, int64_t end) {

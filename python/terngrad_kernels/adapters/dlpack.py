@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from .. import _core
+from . import no_stream
 
 _HOST = (1, 0)  # kDLCPU, and its number
 
@@ -62,6 +65,10 @@ class DLPackAdapter:
     def stream(self, x: Any) -> int | None:
         """There is none."""
         return None
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """There is none."""
+        raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory aligned so that every consumer can take it over without a copy."""

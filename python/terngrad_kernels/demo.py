@@ -241,7 +241,7 @@ def share_scales(own: Sequence[tk.Scales], device: Device = HOST) -> list[tk.Sca
 
 
 def encode_all(
-    gradients: Sequence[Any], scales: Sequence[tk.Scales], step: int, *, layout: tk.Layout, seed: int
+    gradients: Any, scales: Sequence[tk.Scales], step: int, *, layout: tk.Layout, seed: int
 ) -> list[tk.Packed]:
     """Every worker's message. Seeds differ: with equal draws the mean would be as noisy as one message."""
     first = seed * len(gradients)

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,10 @@ _Exchange = Generator[Any, None, None]
 # New names of the last releases, and the names before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+#: A moment: of the clock, or on a GPU's stream, where it is known when the work before it is done.
+_Mark: TypeAlias = float | torch.cuda.Event
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ class _Bucket:
     second_residual: torch.Tensor | None = None
     sent: int = 0
     sent_inside: int = 0
-    in_kernels: list[tuple["_Mark", "_Mark"]] = field(default_factory=list)
-    done: "_Mark | None" = None
+    in_kernels: list[tuple[_Mark, _Mark]] = field(default_factory=list)
+    done: _Mark | None = None
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
         """Return memory of this bucket, allocated when it is first asked for."""
@@ -121,10 +125,6 @@ class _Bucket:
     def size(self) -> int:
         """Elements."""
         return sum(self.sizes)
-
-
-#: A moment: of the clock, or on a GPU's stream, where it is known when the work before it is done.
-_Mark = float | torch.cuda.Event
 
 
 def _mark(device: torch.device) -> _Mark:
@@ -276,7 +276,8 @@ def _beside(x: torch.Tensor, after: bool = False) -> AbstractContextManager[Any]
         stream = _streams.setdefault(x.device, torch.cuda.Stream(x.device))
     if after:
         stream.wait_stream(torch.cuda.current_stream(x.device))
-    return torch.cuda.stream(stream)
+    context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+    return context
 
 
 def _waits_on_the_host(groups: _Groups, x: torch.Tensor) -> bool:

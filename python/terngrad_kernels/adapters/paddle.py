@@ -75,7 +75,8 @@ class PaddleAdapter:
                 stream = paddle.device.Stream(stream_base=paddle.base.core._get_legacy_default_stream(device))
             else:
                 stream = paddle.device.get_stream_from_external(handle, paddle.CUDAPlace(device))
-        return paddle.device.stream_guard(stream)
+        context: AbstractContextManager[Any] = paddle.device.stream_guard(stream)
+        return context
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""

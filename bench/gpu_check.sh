@@ -25,7 +25,7 @@ stages=${*:-build test sanitize exhaustive bench}
 [ $# -eq 1 ] && long=1 || long=
 work=$PWD/build/gpu_check # which git ignores, so that it is kept between calls
 site=$work/site
-export PYTHONPATH=$site:$PWD/tests PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4 TF_CPP_MIN_LOG_LEVEL=3
+export PYTHONPATH=$site:$PWD/tests PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false OMP_NUM_THREADS=4 TF_CPP_MIN_LOG_LEVEL=3
 summary=$out/summary.txt
 failed=0
 

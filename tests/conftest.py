@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,6 +13,9 @@ import pytest
 
 import terngrad_kernels as tk
 from terngrad_kernels import _core
+
+# JAX would take three quarters of a GPU's memory, which other frameworks' tests need.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # No deadline: test machines are shared. Fixtures set a state (the instruction set) that all examples share.
 hypothesis.settings.register_profile(

@@ -283,7 +283,7 @@ def _beside(x: torch.Tensor, after: bool = False) -> AbstractContextManager[Any]
 def _waits_on_the_host(groups: _Groups, x: torch.Tensor) -> bool:
     """Whether waiting for a collective holds up this thread: not with NCCL, where the current stream waits."""
     members = [group for group in (groups.inside, groups.between) if group is not None]
-    return not all(group._get_backend(x.device).name() == "nccl" for group in members)
+    return not x.is_cuda or any(group._get_backend(x.device).name() != "nccl" for group in members)
 
 
 #: By the groups of the caller: states share them, since groups cannot be taken down and made again at will.

@@ -54,12 +54,17 @@ class CuPyAdapter:
     @contextmanager
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> Iterator[None]:
         """CuPy knows no use of memory on other streams: `arrays` must live until this one is done, as ever in CuPy."""
-        if not isinstance(stream, cupy.cuda.Stream):
-            stream = cupy.cuda.Stream.from_external(_Handle(handle_of(stream, self.name)))
-        if stream.device_id not in (-1, x.data.device_id):
-            raise ValueError(f"stream: expected one of device {x.data.device_id}, got one of {stream.device_id}")
-        with x.device, stream:
-            yield
+        with x.device:
+            if not isinstance(stream, cupy.cuda.Stream):
+                handle = handle_of(stream, self.name)
+                if handle in (0, 1):  # CUDA's default stream, under both its names
+                    stream = cupy.cuda.Stream.null
+                else:
+                    stream = cupy.cuda.Stream.from_external(_Handle(handle))
+            if stream.device_id not in (-1, x.data.device_id):
+                raise ValueError(f"stream: expected one of device {x.data.device_id}, got one of {stream.device_id}")
+            with stream:
+                yield
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised array of CuPy's memory pool."""

@@ -46,7 +46,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("framework", list(arrays.FRAMEWORKS), list(arrays.CUDA_FRAMEWORKS)),
     ):
         if name in metafunc.fixturenames and name not in given:
-            more = there if metafunc.config.stash[_on_cuda] else []
+            # A framework's arrays are on the GPU already, or are to stay where they are.
+            moved = name == "isa" and "framework" in metafunc.fixturenames
+            more = there if metafunc.config.stash[_on_cuda] and not moved else []
             values = [*here, *(pytest.param(value, marks=pytest.mark.cuda) for value in more)]
             metafunc.parametrize(name, values, indirect=True)
 

@@ -47,7 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ):
         if name in metafunc.fixturenames and name not in given:
             # A framework's arrays are on the GPU already, or are to stay where they are.
-            moved = name == "isa" and "framework" in metafunc.fixturenames
+            moved = name == "isa" and (
+                "framework" in metafunc.fixturenames or metafunc.definition.get_closest_marker("host")
+            )
             more = there if metafunc.config.stash[_on_cuda] and not moved else []
             values = [*here, *(pytest.param(value, marks=pytest.mark.cuda) for value in more)]
             metafunc.parametrize(name, values, indirect=True)

@@ -492,6 +492,8 @@ class Moved:
         self.made = []
         self.there(named.get("out"))
         outputs = len(self.made)
+        if not all(own.flags.writeable and own.flags.c_contiguous for own, _ in self.made):
+            return operation(*positional, **named)  # which refuses what a copy would not show
         try:
             result = operation(*self.there(positional), **{name: self.there(x) for name, x in named.items()})
         except Exception as error:

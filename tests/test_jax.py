@@ -602,7 +602,9 @@ def test_an_older_jax(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "_registered", False)
     monkeypatch.delattr(jax, "ffi")
-    with pytest.raises(TypeError, match=r"^traced values need jax 0.5 or newer, which has jax.ffi; this is "):
+    with pytest.raises(
+        TypeError, match=r"^traced values and a GPU's need jax 0.5 or newer, which has jax.ffi; this is "
+    ):
         jax.jit(lambda x: tk.encode(x))(X)
 
 
@@ -613,9 +615,9 @@ def test_handlers_have_names_with_versions() -> None:
     handlers = _core.xla_handlers()
     operations = ("scales", "clip", "ternarize", "encode", "decode", "decode_sum", "sum_trits", "repack")
     operations += ("pack", "unpack")
-    assert {name: set(of_platform) for name, of_platform in handlers.items()} == {
-        "cpu": {f"terngrad_kernels.{operation}.v1" for operation in operations}
-    }
+    assert set(handlers) == ({"cpu", "CUDA"} if _core.CUDA_BUILT else {"cpu"})
+    for of_platform in handlers.values():
+        assert set(of_platform) == {f"terngrad_kernels.{operation}.v1" for operation in operations}
 
 
 #: Our structure, XLA's, and (our field, XLA's) of all fields, in order.
@@ -624,7 +626,17 @@ STRUCTURES = {
     ("Version", "Api_Version"): "struct_size extensions:extension_start major_version minor_version",
     ("ErrorArguments", "Error_Create_Args"): "struct_size extensions:extension_start message code:errc",
     ("Api", "Api"): "struct_size extensions:extension_start version:api_version internal:internal_api "
-    "create_error:XLA_FFI_Error_Create",
+    "create_error:XLA_FFI_Error_Create get_message:XLA_FFI_Error_GetMessage destroy_error:XLA_FFI_Error_Destroy "
+    "get_stream:XLA_FFI_Stream_Get allocate:XLA_FFI_DeviceMemory_Allocate free:XLA_FFI_DeviceMemory_Free "
+    "get_ordinal:XLA_FFI_DeviceOrdinal_Get",
+    ("ErrorText", "Error_GetMessage_Args"): "struct_size extensions:extension_start error message",
+    ("DestroyedError", "Error_Destroy_Args"): "struct_size extensions:extension_start error",
+    ("StreamArguments", "Stream_Get_Args"): "struct_size extensions:extension_start context:ctx stream",
+    ("AllocateArguments", "DeviceMemory_Allocate_Args"): "struct_size extensions:extension_start context:ctx size "
+    "alignment data",
+    ("FreeArguments", "DeviceMemory_Free_Args"): "struct_size extensions:extension_start context:ctx size data",
+    ("OrdinalArguments", "DeviceOrdinal_Get_Args"): "struct_size extensions:extension_start context:ctx "
+    "ordinal:device_ordinal",
     ("Buffer", "Buffer"): "struct_size extensions:extension_start type:dtype data rank dimensions:dims",
     ("Text", "ByteSpan"): "data:ptr size:len",
     ("ScalarAttribute", "Scalar"): "type:dtype value",
@@ -685,7 +697,8 @@ def test_structures_are_those_of_jaxlib(tmp_path: Path) -> None:
     if not header.is_file():
         pytest.skip("this jaxlib came without its headers")
     source = tmp_path / "compare.cpp"
-    lines = "".join(f'static_assert({text}, "");\n' for text in assertions())
+    there = "XLA_FFI_DeviceOrdinal_Get" in header.read_text()  # not in jaxlib 0.5, for which it is not asked
+    lines = "".join(f'static_assert({text}, "");\n' for text in assertions() if there or "Ordinal" not in text)
     source.write_text(f'#include "{BINDINGS}/xla_ffi.h"\n#include "{header}"\nnamespace ours = terngrad::xla;\n{lines}')
     done = subprocess.run(
         [compiler, "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", source],

@@ -441,6 +441,7 @@ def test_frameworks(framework: Framework) -> None:
     assert_same(framework.to_numpy(tk.sum_trits(rows).data), tk.sum_trits(messages[::2]).data)
 
 
+@pytest.mark.host
 def test_frameworks_are_not_mixed() -> None:
     torch = pytest.importorskip("torch")
     message = tk.encode(np.ones(5, np.float32))

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../runtime/cuda.h"
 #include "../runtime/errors.h"
 #include "../runtime/operations.h"
 #include "arrays.h"
@@ -109,10 +110,79 @@ Element element_of(xla::DataType type, const char* argument) {
   throw TypeError(std::string(argument) + ": a type that is not supported");
 }
 
+// Throws what XLA says went wrong.
+void check(const xla::Frame& frame, xla::Error* error, const char* what) {
+  if (error == nullptr) return;
+  xla::ErrorText text{sizeof(xla::ErrorText), nullptr, error, nullptr};
+  frame.api->get_message(&text);
+  const std::string message = std::string(what) + ": " + (text.message != nullptr ? text.message : "no reason given");
+  xla::DestroyedError destroyed{sizeof(xla::DestroyedError), nullptr, error};
+  frame.api->destroy_error(&destroyed);
+  throw DeviceError(message);
+}
+
+// Where a call on a device runs, by XLA: its stream, and memory that is XLA's again when the call is queued, as that of
+// XLA's own scratch allocators is.
+class DeviceQueue {
+ public:
+  explicit DeviceQueue(const xla::Frame& frame) : frame_(frame) {
+    if (frame.api->struct_size < sizeof(xla::Api)) throw DeviceError("a GPU's arrays need jax 0.6 or newer");
+    xla::OrdinalArguments at{sizeof(xla::OrdinalArguments), nullptr, frame.context, 0};
+    check(frame, frame.api->get_ordinal(&at), "the device");
+    device_ = at.ordinal;
+    xla::StreamArguments stream{sizeof(xla::StreamArguments), nullptr, frame.context, nullptr};
+    check(frame, frame.api->get_stream(&stream), "the stream");
+    queue_ = Queue{stream.stream, Array{"scratch", -1, nullptr, 0, Element::uint8, true, device_}};
+  }
+  DeviceQueue(const DeviceQueue&) = delete;
+  DeviceQueue& operator=(const DeviceQueue&) = delete;
+  ~DeviceQueue() {
+    if (queue_.scratch.data == nullptr) return;
+    const auto size = static_cast<size_t>(queue_.scratch.size);
+    xla::FreeArguments freed{sizeof(xla::FreeArguments), nullptr, frame_.context, size, queue_.scratch.data};
+    frame_.api->free(&freed);  // whose error would tell of a bug in XLA alone
+  }
+
+  int32_t device() const { return device_; }
+  const Queue* with_scratch(int64_t bytes) {
+    if (bytes > 0) {
+      const auto size = static_cast<size_t>(bytes);
+      xla::AllocateArguments memory{
+          sizeof(xla::AllocateArguments), nullptr, frame_.context, size, kScratchAlignment, nullptr};
+      check(frame_, frame_.api->allocate(&memory), "memory for the call");
+      queue_.scratch.data = static_cast<unsigned char*>(memory.data);
+      queue_.scratch.size = bytes;
+    }
+    return &queue_;
+  }
+
+ private:
+  static constexpr size_t kScratchAlignment = 16;
+
+  const xla::Frame& frame_;
+  int32_t device_ = kHost;
+  Queue queue_{};
+};
+
+// A number of 64 bits: itself, or where it lies on the device.
+struct Word {
+  uint64_t value;
+  const unsigned char* at;
+  int32_t device;
+};
+
 // Operands and results are taken one after the other, each under the name of the public function's argument.
 class Call {
  public:
-  explicit Call(const xla::Frame& frame) : frame_(frame) {}
+  // `queue`: of a call on a device, null for the host's.
+  Call(const xla::Frame& frame, DeviceQueue* queue) : frame_(frame), queue_(queue) {}
+
+  // For the operation, as scratch_bytes counts: `measured`, and the arrays that were taken.
+  const Queue* queue(const Layout& layout, bool measured, int64_t more = 0) const {
+    if (queue_ == nullptr) return nullptr;
+    return queue_->with_scratch(scratch_bytes(layout, measured, operand_ + result_ + more));
+  }
+  const Queue* queue() const { return queue_ == nullptr ? nullptr : queue_->with_scratch(0); }
 
   Array operand(const char* argument, int64_t place = -1) {
     return array_of(frame_.operands, operand_++, argument, place, false);
@@ -126,14 +196,15 @@ class Call {
   }
   Arrays results(const char* argument, int64_t kept) { return rest(frame_.results, &result_, argument, kept, true); }
 
-  uint64_t word(const char* argument) {
+  Word word(const char* argument) {
     const Array array = operand(argument);
     const bool whole = array.element == Element::int64 && array.size == 1;
     const bool halves = array.element == Element::uint32 && array.size == 2;
     if (!whole && !halves) throw TypeError(array.name() + ": expected 0-d int64 or uint32 (low, high)");
-    uint64_t value;
-    std::memcpy(&value, array.data, sizeof value);
-    return value;
+    if (array.device != kHost) return Word{0, array.data, array.device};
+    Word word{0, nullptr, kHost};
+    std::memcpy(&word.value, array.data, sizeof word.value);
+    return word;
   }
 
   int64_t integer(const char* name) const { return *scalar<int64_t>(name, xla::DataType::int64); }
@@ -146,8 +217,7 @@ class Call {
   }
 
  private:
-  static Array array_of(const xla::Buffers& buffers, int64_t index, const char* argument, int64_t place,
-                        bool writable) {
+  Array array_of(const xla::Buffers& buffers, int64_t index, const char* argument, int64_t place, bool writable) const {
     if (index >= buffers.size || buffers.kinds[index] != xla::kBuffer) {
       throw ValueError(std::string(argument) + ": missing in the custom call");
     }
@@ -155,10 +225,11 @@ class Call {
     int64_t size = 1;
     for (int64_t i = 0; i < buffer.rank; ++i) size *= buffer.dimensions[i];
     auto* data = static_cast<unsigned char*>(buffer.data);
-    return Array{argument, place, data, size, element_of(buffer.type, argument), writable};
+    const int32_t device = queue_ == nullptr ? kHost : queue_->device();
+    return Array{argument, place, data, size, element_of(buffer.type, argument), writable, device};
   }
 
-  static Arrays rest(const xla::Buffers& buffers, int64_t* next, const char* argument, int64_t kept, bool writable) {
+  Arrays rest(const xla::Buffers& buffers, int64_t* next, const char* argument, int64_t kept, bool writable) const {
     const int64_t count = buffers.size - kept - *next;
     Arrays arrays;
     for (int64_t i = 0; i < count; ++i) {
@@ -192,6 +263,7 @@ class Call {
   }
 
   const xla::Frame& frame_;
+  DeviceQueue* queue_;
   int64_t operand_ = 0;
   int64_t result_ = 0;
 };
@@ -216,9 +288,10 @@ class Passed {
 Measure measure_of(const Call& call, bool center) { return Measure{call.number("clip"), center}; }
 
 DrawBase draw_of(Call& call) {
-  const uint64_t seed = call.word("seed");
-  const uint64_t offset = call.word("offset");
-  return DrawBase{seed, offset, static_cast<uint32_t>(call.integer("layer"))};
+  const Word seed = call.word("seed");
+  const Word offset = call.word("offset");
+  const auto layer = static_cast<uint32_t>(call.integer("layer"));
+  return DrawBase{seed.value, offset.value, layer, seed.at, offset.at, seed.device, offset.device};
 }
 
 // ---- the operations: operands and results in the order in which they are taken here
@@ -228,7 +301,7 @@ void run_scales(Call& call) {
   const Arrays x = call.operands("x", 0);
   const Array scale = call.result("out.scale");
   const Array limit = call.result("out.limit");
-  scales(*layout, x, measure_of(call, call.integer("center") != 0), scale, limit);
+  scales(*layout, x, measure_of(call, call.integer("center") != 0), scale, limit, call.queue(*layout, true));
 }
 
 void run_clip(Call& call) {
@@ -236,7 +309,9 @@ void run_clip(Call& call) {
   Passed passed(call);
   const Arrays x = call.operands("x", passed.operands());
   const PassedScales* scales = passed.take(call);
-  clip(*layout, x, measure_of(call, call.integer("center") != 0), scales, call.results("out", 0));
+  const Arrays out = call.results("out", 0);
+  const Queue* queue = call.queue(*layout, scales == nullptr);
+  clip(*layout, x, measure_of(call, call.integer("center") != 0), scales, out, queue);
 }
 
 void run_ternarize(Call& call) {
@@ -246,7 +321,9 @@ void run_ternarize(Call& call) {
   const PassedScales* scales = passed.take(call);
   const DrawBase draw = draw_of(call);
   const Arrays trits = call.results("out", 1);
-  ternarize(*layout, x, measure_of(call, false), scales, draw, trits, call.result("out[1]"));
+  const Array scale = call.result("out[1]");
+  const Queue* queue = call.queue(*layout, scales == nullptr);
+  ternarize(*layout, x, measure_of(call, false), scales, draw, trits, scale, queue);
 }
 
 void run_encode(Call& call) {
@@ -255,19 +332,24 @@ void run_encode(Call& call) {
   const Arrays x = call.operands("x", passed.operands() + 2);
   const PassedScales* scales = passed.take(call);
   const DrawBase draw = draw_of(call);
-  encode(*layout, x, measure_of(call, false), scales, draw, call.result("out"));
+  const Array out = call.result("out");
+  encode(*layout, x, measure_of(call, false), scales, draw, out, call.queue(*layout, scales == nullptr));
 }
 
 void run_decode(Call& call) {
   const SharedLayout layout = call.layout();
   const Array data = call.operand("packed.data");
-  decode(*layout, data, call.number("weight"), false, call.results("out", 0));
+  const Arrays out = call.results("out", 0);
+  decode(*layout, data, call.number("weight"), false, out, call.queue(*layout, false));
 }
 
 void run_decode_sum(Call& call) {
   const SharedLayout layout = call.layout();
   const Arrays messages = call.operands("messages", 0);
-  decode_sum(*layout, messages, call.numbers("weights"), call.results("out", 0));
+  const std::vector<double> weights = call.numbers("weights");
+  const Arrays out = call.results("out", 0);
+  const Queue* queue = call.queue(*layout, false, static_cast<int64_t>(weights.size()));
+  decode_sum(*layout, messages, weights, out, queue);
 }
 
 // Each summand has a layout of its own: "layout0", "layout1", ...
@@ -278,11 +360,14 @@ void run_sum_trits(Call& call) {
   if (workers.size() != messages.size()) throw ValueError("workers: expected one number a message");
   std::vector<SharedLayout> layouts;
   std::vector<Summand> summands;
+  int64_t rows = 0;
   for (size_t i = 0; i < messages.size(); ++i) {
     layouts.push_back(call.layout(("layout" + std::to_string(i)).c_str()));
+    rows += messages[i].size / std::max<int64_t>(layouts.back()->nbytes(), 1);
     summands.push_back(Summand{layouts.back().get(), messages[i], workers[i]});
   }
-  sum_trits(summands, *result, call.result("out"));
+  const Array out = call.result("out");
+  sum_trits(summands, *result, out, call.queue(*result, false, rows));
 }
 
 void run_repack(Call& call) {
@@ -292,18 +377,20 @@ void run_repack(Call& call) {
   const Arrays messages = call.operands("messages", passed.operands() + 2);
   const PassedScales* scales = passed.take(call);
   const DrawBase draw = draw_of(call);
-  repack(*layout, messages, call.numbers("weights"), measure_of(call, false), scales, draw, *result,
-         call.result("out"));
+  const std::vector<double> weights = call.numbers("weights");
+  const Array out = call.result("out");
+  const Queue* queue = call.queue(*layout, scales == nullptr, static_cast<int64_t>(weights.size()));
+  repack(*layout, messages, weights, measure_of(call, false), scales, draw, *result, out, queue);
 }
 
 void run_pack(Call& call) {
   const Array trits = call.operand("trits");
-  pack(trits, packing_of(call.integer("packing")), call.result("out"));
+  pack(trits, packing_of(call.integer("packing")), call.result("out"), call.queue());
 }
 
 void run_unpack(Call& call) {
   const Array payload = call.operand("payload");
-  unpack(payload, packing_of(call.integer("packing")), call.result("out"));
+  unpack(payload, packing_of(call.integer("packing")), call.result("out"), call.queue());
 }
 
 // ---- the handshake, and errors
@@ -315,28 +402,38 @@ xla::Error* failure(const xla::Frame& frame, xla::ErrorCode code, const char* me
 
 // Newer XLA takes handlers of older versions too, jaxlib 0.5 only those of its own: so a handler says that it is of
 // XLA's version, as far as the header was compared with it. jaxlib 0.5 asks without its table of functions.
-xla::Error* introduce(const xla::Frame& frame, xla::Metadata* metadata) {
+xla::Error* introduce(const xla::Frame& frame, xla::Metadata* metadata, uint32_t traits) {
   int32_t minor = xla::kOldestMinorVersion;
   if (frame.api != nullptr && frame.api->version.major_version == xla::kMajorVersion) {
     minor = std::clamp(frame.api->version.minor_version, minor, xla::kNewestMinorVersion);
   }
   metadata->version = xla::Version{sizeof(xla::Version), nullptr, xla::kMajorVersion, minor};
-  metadata->traits = xla::kCommandBufferCompatible;
+  metadata->traits = traits;
   return nullptr;
 }
 
-template <void (*run)(Call&)>
+enum class Platform { host, cuda };
+
+template <void (*run)(Call&), Platform platform>
 xla::Error* handle(xla::Frame* frame) noexcept {
+  // A device's calls are not captured: their scratch would be given to others before the capture is replayed.
+  constexpr uint32_t kTraits = platform == Platform::host ? xla::kCommandBufferCompatible : 0;
   for (xla::Extension* each = frame->extensions; each != nullptr; each = each->next) {
     if (each->type == xla::kMetadataExtension) {
-      return introduce(*frame, reinterpret_cast<xla::MetadataExtension*>(each)->metadata);
+      return introduce(*frame, reinterpret_cast<xla::MetadataExtension*>(each)->metadata, kTraits);
     }
   }
   try {
     if (frame->struct_size < sizeof(xla::Frame)) throw ValueError("a call frame that is too short");
     if (frame->stage != xla::Stage::execute) throw ValueError("called in another stage than that of execution");
-    Call call(*frame);
-    run(call);
+    if constexpr (platform == Platform::host) {
+      Call call(*frame, nullptr);
+      run(call);
+    } else {
+      DeviceQueue queue(*frame);
+      Call call(*frame, &queue);
+      run(call);
+    }
     return nullptr;
   } catch (const std::bad_alloc&) {
     return failure(*frame, xla::ErrorCode::resource_exhausted, "terngrad_kernels: out of memory");
@@ -347,21 +444,22 @@ xla::Error* handle(xla::Frame* frame) noexcept {
 
 struct Target {
   const char* name;
-  xla::Handler* handler;
+  xla::Handler* host;
+  xla::Handler* cuda;
 };
 
+template <void (*run)(Call&)>
+constexpr Target target(const char* name) {
+  return Target{name, handle<run, Platform::host>, handle<run, Platform::cuda>};
+}
+
 // The number in a name changes with the operands or the attributes, so that programs kept in files stay what they are.
-constexpr Target kHostTargets[] = {
-    {"terngrad_kernels.scales.v1", handle<run_scales>},
-    {"terngrad_kernels.clip.v1", handle<run_clip>},
-    {"terngrad_kernels.ternarize.v1", handle<run_ternarize>},
-    {"terngrad_kernels.encode.v1", handle<run_encode>},
-    {"terngrad_kernels.decode.v1", handle<run_decode>},
-    {"terngrad_kernels.decode_sum.v1", handle<run_decode_sum>},
-    {"terngrad_kernels.sum_trits.v1", handle<run_sum_trits>},
-    {"terngrad_kernels.repack.v1", handle<run_repack>},
-    {"terngrad_kernels.pack.v1", handle<run_pack>},
-    {"terngrad_kernels.unpack.v1", handle<run_unpack>},
+constexpr Target kTargets[] = {
+    target<run_scales>("terngrad_kernels.scales.v1"),       target<run_clip>("terngrad_kernels.clip.v1"),
+    target<run_ternarize>("terngrad_kernels.ternarize.v1"), target<run_encode>("terngrad_kernels.encode.v1"),
+    target<run_decode>("terngrad_kernels.decode.v1"),       target<run_decode_sum>("terngrad_kernels.decode_sum.v1"),
+    target<run_sum_trits>("terngrad_kernels.sum_trits.v1"), target<run_repack>("terngrad_kernels.repack.v1"),
+    target<run_pack>("terngrad_kernels.pack.v1"),           target<run_unpack>("terngrad_kernels.unpack.v1"),
 };
 
 }  // namespace
@@ -371,11 +469,14 @@ void define_xla_handlers(py::module_& module) {
       "xla_handlers",
       [] {
         py::dict host;
-        for (const Target& target : kHostTargets) {
-          host[target.name] = py::capsule(reinterpret_cast<void*>(target.handler));
+        py::dict devices;
+        for (const Target& target : kTargets) {
+          host[target.name] = py::capsule(reinterpret_cast<void*>(target.host));
+          devices[target.name] = py::capsule(reinterpret_cast<void*>(target.cuda));
         }
         py::dict platforms;  // by JAX's name of the platform
         platforms["cpu"] = host;
+        if (cuda::is_built() && !cuda::is_emulated()) platforms["CUDA"] = devices;
         return platforms;
       },
       "Return {platform: {name of a custom call: its handler}}.");

@@ -42,13 +42,76 @@ struct ErrorArguments {
   ErrorCode code;
 };
 
-// Functions that XLA offers: many more follow.
+struct ErrorText {
+  size_t struct_size;
+  Extension* extensions;
+  Error* error;
+  const char* message;
+};
+
+struct DestroyedError {
+  size_t struct_size;
+  Extension* extensions;
+  Error* error;
+};
+
+// ---- what a call on a device asks for. `context`: of the call's frame
+
+struct StreamArguments {
+  size_t struct_size;
+  Extension* extensions;
+  void* context;
+  void* stream;
+};
+
+struct AllocateArguments {
+  size_t struct_size;
+  Extension* extensions;
+  void* context;
+  size_t size;
+  size_t alignment;
+  void* data;
+};
+
+struct FreeArguments {
+  size_t struct_size;
+  Extension* extensions;
+  void* context;
+  size_t size;
+  void* data;
+};
+
+struct OrdinalArguments {
+  size_t struct_size;
+  Extension* extensions;
+  void* context;
+  int32_t ordinal;
+};
+
+// Functions that XLA offers. jaxlib 0.5 ends before the last two.
 struct Api {
   size_t struct_size;
   Extension* extensions;
   Version version;
   const void* internal;
   Error* (*create_error)(ErrorArguments*);
+  Error* (*get_message)(ErrorText*);
+  Error* (*destroy_error)(DestroyedError*);
+  void (*register_handler)();
+  Error* (*get_stream)(StreamArguments*);
+  void (*register_type)();
+  void (*get_execution_context)();
+  void (*set_state)();
+  void (*get_state)();
+  Error* (*allocate)(AllocateArguments*);
+  Error* (*free)(FreeArguments*);
+  void (*schedule)();
+  void (*number_of_threads)();
+  void (*create_future)();
+  void (*set_future_available)();
+  void (*set_future_error)();
+  void (*get_run_id)();
+  Error* (*get_ordinal)(OrdinalArguments*);
 };
 
 // ---- values

@@ -18,7 +18,8 @@ Set-up, the same for every seed:
   same bytes to the same bits, so one copy of the weights stands for all of them.
 
 The workers take turns in one process: times are those of the kernels, and bytes those of the messages, but
-no network is involved.
+no network is involved. With ``--device cuda`` gradients are exchanged on the GPU, as arrays of PyTorch or
+CuPy, and bring the same messages, so the same training; the model stays NumPy's on the host.
 """
 
 from __future__ import annotations
@@ -96,6 +97,37 @@ class Run(NamedTuple):
 
 
 Exchange = Callable[[Floats, int], Exchanged]
+
+
+class Device(NamedTuple):
+    """Where gradients are exchanged: how they get there and back, and how to wait for what was started there."""
+
+    put: Callable[[Any], Any] = lambda x: x
+    get: Callable[[Any], Any] = lambda x: x
+    wait: Callable[[], object] = lambda: None
+
+
+HOST = Device()
+
+
+def cuda() -> Device:
+    """PyTorch's or CuPy's current CUDA device, whichever is there."""
+    if tk.build_info()["cuda"] is None:
+        raise DemoError("--device cuda: this build of terngrad_kernels has no CUDA kernels (docs/install.md)")
+    reasons = []
+    try:
+        torch = importlib.import_module("torch")
+        torch.cuda.init()
+        return Device(lambda x: torch.from_numpy(x).cuda(), lambda x: x.cpu().numpy(), torch.cuda.synchronize)
+    except (ImportError, RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        reasons.append(f"PyTorch: {error}")
+    try:
+        cupy = importlib.import_module("cupy")
+        cupy.cuda.runtime.getDeviceCount()
+        return Device(cupy.asarray, cupy.asnumpy, cupy.cuda.Device().synchronize)
+    except (ImportError, RuntimeError) as error:
+        reasons.append(f"CuPy: {error}")
+    raise DemoError(f"--device cuda: no CUDA device for PyTorch or CuPy ({'; '.join(reasons)})")
 
 
 # Data
@@ -202,14 +234,14 @@ def exchange_float32(gradients: Floats, step: int) -> Exchanged:
     return Exchanged(gradients.mean(axis=0), gradients[0].nbytes)
 
 
-def share_scales(own: Sequence[tk.Scales]) -> list[tk.Scales]:
+def share_scales(own: Sequence[tk.Scales], device: Device = HOST) -> list[tk.Scales]:
     """Give all workers each layer's largest scale; on a network a small all-reduce of 4 bytes a layer."""
-    shared = np.maximum.reduce([scales.scale for scales in own])
+    shared = device.put(np.maximum.reduce([device.get(scales.scale) for scales in own]))
     return [scales._replace(scale=shared) for scales in own]
 
 
 def encode_all(
-    gradients: Floats, scales: Sequence[tk.Scales], step: int, *, layout: tk.Layout, seed: int
+    gradients: Any, scales: Sequence[tk.Scales], step: int, *, layout: tk.Layout, seed: int
 ) -> list[tk.Packed]:
     """Every worker's message. Seeds differ: with equal draws the mean would be as noisy as one message."""
     first = seed * len(gradients)
@@ -219,21 +251,29 @@ def encode_all(
     ]
 
 
-def exchange_terngrad(gradients: Floats, step: int, *, layout: tk.Layout, clip: float | None, seed: int) -> Exchanged:
+def exchange_terngrad(
+    gradients: Floats, step: int, *, layout: tk.Layout, clip: float | None, seed: int, device: Device = HOST
+) -> Exchanged:
     """TernGrad: every worker sends one ternary message, and all take the mean of all messages."""
     workers = len(gradients)
-    start = time.perf_counter()
-    own = [tk.scales(gradient, clip=clip, layout=layout) for gradient in gradients]
-    measured = time.perf_counter()
-    shared = share_scales(own)
-    encode_from = time.perf_counter()
-    messages = encode_all(gradients, shared, step, layout=layout, seed=seed)
-    encoded = time.perf_counter()
+
+    def now() -> float:
+        device.wait()
+        return time.perf_counter()
+
+    there = [device.put(gradient) for gradient in gradients]
+    start = now()
+    own = [tk.scales(gradient, clip=clip, layout=layout) for gradient in there]
+    measured = now()
+    shared = share_scales(own, device)
+    encode_from = now()
+    messages = encode_all(there, shared, step, layout=layout, seed=seed)
+    encoded = now()
     mean = tk.decode_sum(messages, weights=[1 / workers] * workers)
-    decoded = time.perf_counter()
+    decoded = now()
     return Exchanged(
-        mean,
-        messages[0].data.nbytes,
+        device.get(mean),
+        layout.nbytes,
         measuring=(measured - start) / workers,
         encoding=(encoded - encode_from) / workers,
         decoding=decoded - encoded,
@@ -588,7 +628,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of split, weights, batches and ternary draws (%(default)s)",
     )
-    add("--device", choices=("cpu",), default="cpu", help="where the gradients are encoded (%(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the gradients are exchanged (%(default)s)")
     add("--no-plot", action="store_true", help="write no picture")
     add(
         "--plot",
@@ -628,6 +668,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ImportError as error:
             say(f"No picture, as matplotlib is missing ({error}); {EXTRA}.")
     try:
+        device = cuda() if settings.device == "cuda" else HOST
         digits = split_digits(*load_digits(), settings.seed)
     except DemoError as error:
         say(f"demo: {error}")
@@ -638,7 +679,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{settings.workers} workers x {BATCH} images, {settings.steps} steps, seed {settings.seed}"
     )
     layout = tk.Layout(SHAPES, packing=settings.packing)
-    ternary = partial(exchange_terngrad, layout=layout, clip=settings.clip, seed=settings.seed)
+    ternary = partial(exchange_terngrad, layout=layout, clip=settings.clip, seed=settings.seed, device=device)
     exchanges: list[tuple[str, Exchange]] = [("float32", exchange_float32), ("terngrad", ternary)]
     with one_blas_thread():
         float32, terngrad = (

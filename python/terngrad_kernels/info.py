@@ -23,9 +23,14 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         version, compiler, instruction_sets (built), instruction_sets_here (those that run here), instruction_set (in
-        use), cuda (toolkit and architectures, None in a build without), devices (seen), threads, wire_format_version,
-        python and numpy.
+        use), cuda (toolkit, architectures, driver and what is wrong with it; None in a build without), devices (seen),
+        threads, wire_format_version, python and numpy.
     """
+    cuda = _core.cuda_info()
+    names = [
+        f"cuda:{i} {device['name']} ({device['compute_capability']}, {device['memory'] / 2**30:.0f} GiB)"
+        for i, device in enumerate(cuda["devices"])
+    ]
     return {
         "version": _core.VERSION,
         "wire_format_version": WIRE_FORMAT_VERSION,
@@ -33,8 +38,10 @@ def build_info() -> dict[str, Any]:
         "instruction_sets": _core.built_isas(),
         "instruction_sets_here": _core.isas(),
         "instruction_set": _core.isa(),
-        "cuda": None,
-        "devices": ["cpu"],
+        "cuda": {name: cuda[name] for name in ("toolkit", "architectures", "driver", "error")}
+        if cuda["built"]
+        else None,
+        "devices": ["cpu", *names],
         "threads": _core.get_num_threads(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
-from .adapters import Adapter, adapter_of, numpy_adapter, recorder_of, stream_of
+from .adapters import Adapter, adapter_of, numpy_adapter, path_of
 from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
@@ -169,6 +169,21 @@ def _outputs(adapter: Adapter, out: Any, shapes: Sequence[tuple[int, ...]], dtyp
     if len(out) != len(shapes):
         raise ValueError(f"out: expected {len(shapes)} arrays, got {len(out)}")
     return tuple(_output(adapter, item, (), dtype, like, f"out[{i}]") for i, item in enumerate(out))
+
+
+def _queue(adapter: Adapter, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
+    """Return where a device's kernels run, and memory for the length of the call; None for the host.
+
+    `measured`: whether layers' statistics are taken. `arrays`: what `_core` is given, each an array or a tuple of them.
+    """
+    stream = adapter.stream(like)
+    if stream is None:
+        return None
+    if geometry is None:  # pack and unpack, which need no memory
+        return stream, None
+    count = sum(len(array) if isinstance(array, tuple) else 1 for array in arrays)
+    nbytes = geometry.scratch_nbytes(measured, count)
+    return stream, adapter.empty((nbytes,), "uint8", like) if nbytes else None
 
 
 def _results(adapter: Adapter, written: Any, out: Any) -> Any:
@@ -338,8 +353,8 @@ def encode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(x):
-        recorded: Packed = recorder.encode(
+    if path := path_of(x, stream):
+        taken: Packed = path.encode(
             x,
             clip=clip,
             seed=seed,
@@ -352,9 +367,8 @@ def encode(
             out=out,
             stream=stream,
         )
-        return recorded
+        return taken
     bucket = _bucket(x)
-    stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
     if layout is None:
         layout = _layout_of(bucket, "two_bit" if packing is None else packing, block)
@@ -367,7 +381,9 @@ def encode(
     _require_no_counts(layout, "packing")
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    adapter.core.encode(layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, data)
+    queue = _queue(adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, data)
+    passed = _passed(scales, adapter)
+    adapter.core.encode(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, data, queue)
     return Packed(layout, _results(adapter, data, out))
 
 
@@ -410,14 +426,14 @@ def decode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(packed):
-        return recorder.decode(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
+    if path := path_of(packed, stream):
+        return path.decode(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
     layout, adapter, data = _one_message(packed)
-    stream_of(adapter, data, stream)
     if accumulate and out is None:
         raise ValueError("accumulate: needs out, to add to")
     written = _decoded(layout, adapter, data, out, dtype)
-    adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written)
+    queue = _queue(adapter, data, layout.geometry, False, data, written)
+    adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written, queue)
     return _results(adapter, written, out)
 
 
@@ -452,13 +468,13 @@ def decode_sum(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(messages):
-        return recorder.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
+    if path := path_of(messages, stream):
+        return path.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
     given = _messages(messages)
-    stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
     written = _decoded(given.layout, given.adapter, given.like, out, dtype)
-    given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written)
+    queue = _queue(given.adapter, given.like, given.layout.geometry, False, factors, written)  # a weight a message
+    given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written, queue)
     return _results(given.adapter, written, out)
 
 
@@ -490,11 +506,10 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
     TypeError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(messages):
-        recorded: Counts = recorder.sum_trits(messages, out=out, stream=stream)
-        return recorded
+    if path := path_of(messages, stream):
+        taken: Counts = path.sum_trits(messages, out=out, stream=stream)
+        return taken
     given = _messages(messages, Layout.same_cuts)
-    stream_of(given.adapter, given.like, stream)
     each = given.number // len(given.items)
     workers = sum(message.workers if isinstance(message, Counts) else 1 for message in given.items) * each
     if workers > COUNTS["counts16"]:
@@ -506,7 +521,8 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
         for message, array in zip(given.items, arrays, strict=True)
     ]
-    given.adapter.core.sum_trits(summands, layout.geometry, data)
+    queue = _queue(given.adapter, given.like, layout.geometry, False, (None,) * given.number, data)
+    given.adapter.core.sum_trits(summands, layout.geometry, data, queue)
     return Counts(layout, workers, _results(given.adapter, data, out))
 
 
@@ -559,8 +575,8 @@ def repack(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(messages):
-        recorded: Packed = recorder.repack(
+    if path := path_of(messages, stream):
+        taken: Packed = path.repack(
             messages,
             seed=seed,
             offset=offset,
@@ -572,17 +588,17 @@ def repack(
             out=out,
             stream=stream,
         )
-        return recorded
+        return taken
     given = _messages(messages)
-    stream_of(given.adapter, given.like, stream)
     factors = _weights(weights, given.number)
     adapter = given.adapter
     layout = _repacked(given.layout, packing)
     data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     passed = _passed(scales, adapter)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
+    queue = _queue(adapter, given.like, given.layout.geometry, passed is None, factors, data)
     adapter.core.repack(
-        given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data
+        given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data, queue
     )
     return Packed(layout, _results(adapter, data, out))
 
@@ -638,13 +654,10 @@ def scales(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(x):
-        recorded: Scales = recorder.scales(
-            x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream
-        )
-        return recorded
+    if path := path_of(x, stream):
+        taken: Scales = path.scales(x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream)
+        return taken
     bucket = _bucket(x)
-    stream_of(bucket.adapter, bucket.like, stream)
     if layout is None:
         layout = _layout_of(bucket, "two_bit", block)
     else:
@@ -658,7 +671,8 @@ def scales(
     shape = (layout.groups,)
     scale = _output(bucket.adapter, scale_out, shape, "float32", bucket.like, "out.scale")
     limit = _output(bucket.adapter, limit_out, shape, "float32", bucket.like, "out.limit")
-    bucket.adapter.core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit)
+    queue = _queue(bucket.adapter, bucket.like, layout.geometry, True, bucket.arrays, scale, limit)
+    bucket.adapter.core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit, queue)
     return Scales(_results(bucket.adapter, scale, scale_out), _results(bucket.adapter, limit, limit_out))
 
 
@@ -698,15 +712,14 @@ def clip(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(x):
-        return recorder.clip(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
+    if path := path_of(x, stream):
+        return path.clip(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
     bucket = _bucket(x)
-    stream_of(bucket.adapter, bucket.like, stream)
     layout = _layout_of(bucket, "two_bit", None)
     written = _like(bucket, out, bucket.dtype)
-    bucket.adapter.core.clip(
-        layout.geometry, bucket.arrays, clip, bool(center), _passed(scales, bucket.adapter), written
-    )
+    queue = _queue(bucket.adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, written)
+    passed = _passed(scales, bucket.adapter)
+    bucket.adapter.core.clip(layout.geometry, bucket.arrays, clip, bool(center), passed, written, queue)
     return _results(bucket.adapter, written, out)
 
 
@@ -746,13 +759,12 @@ def ternarize(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(x):
-        recorded: tuple[Any, Any] = recorder.ternarize(
+    if path := path_of(x, stream):
+        taken: tuple[Any, Any] = path.ternarize(
             x, clip=clip, seed=seed, offset=offset, layer=layer, scales=scales, out=out, stream=stream
         )
-        return recorded
+        return taken
     bucket = _bucket(x)
-    stream_of(bucket.adapter, bucket.like, stream)
     adapter = bucket.adapter
     layout = _layout_of(bucket, "two_bit", None)
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
@@ -761,9 +773,9 @@ def ternarize(
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    adapter.core.ternarize(
-        layout.geometry, bucket.arrays, clip, _passed(scales, adapter), seed, offset, layer, trits, scale
-    )
+    queue = _queue(adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, trits, scale)
+    passed = _passed(scales, adapter)
+    adapter.core.ternarize(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, trits, scale, queue)
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
 
 
@@ -798,13 +810,12 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(trits):
-        return recorder.pack(trits, packing=packing, out=out, stream=stream)
+    if path := path_of(trits, stream):
+        return path.pack(trits, packing=packing, out=out, stream=stream)
     adapter, array = _dense(trits, "trits")
-    stream_of(adapter, array, stream)
     code = _ternary_code(packing)
     payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(array.shape)),), "uint8", array)
-    adapter.core.pack(array, code, payload)
+    adapter.core.pack(array, code, payload, _queue(adapter, array, None, False))
     return _results(adapter, payload, out)
 
 
@@ -836,10 +847,9 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if recorder := recorder_of(payload):
-        return recorder.unpack(payload, shape=shape, packing=packing, out=out, stream=stream)
+    if path := path_of(payload, stream):
+        return path.unpack(payload, shape=shape, packing=packing, out=out, stream=stream)
     adapter, array = _dense(payload, "payload")
-    stream_of(adapter, array, stream)
     code = _ternary_code(packing)
     sizes = _shape((shape,) if isinstance(shape, int) else shape, "shape")
     expected = _core.payload_bytes(code, math.prod(sizes))
@@ -849,7 +859,7 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     trits = _output(adapter, out, sizes, "int8", array)
     if out is not None and math.prod(trits.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
         raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(trits.shape)}")
-    adapter.core.unpack(array, code, trits)
+    adapter.core.unpack(array, code, trits, _queue(adapter, array, None, False))
     return _results(adapter, trits, out)
 
 
@@ -868,7 +878,8 @@ def validate(packed: Packed | Counts) -> None:
     TypeError
         If `packed` is neither, or its data not uint8.
     """
-    if recorder := recorder_of(packed):
-        recorder.validate(packed)
+    if path := path_of(packed):
+        path.validate(packed)
     layout, adapter, data = _one_message(packed)
-    adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1)
+    queue = _queue(adapter, data, layout.geometry, True, data)
+    adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1, queue)

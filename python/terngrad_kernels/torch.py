@@ -19,8 +19,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -55,6 +56,10 @@ _Exchange = Generator[Any, None, None]
 # New names of the last releases, and the names before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+#: A moment: of the clock, or on a GPU's stream, where it is known when the work before it is done.
+_Mark: TypeAlias = float | torch.cuda.Event
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class _Bucket:
     groups: _Groups
     sizes: tuple[int, ...]
     dtype: str
+    device: torch.device
     layer: int  # index of its first layer in the model
     layout: Layout
     scratch: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -105,8 +111,8 @@ class _Bucket:
     second_residual: torch.Tensor | None = None
     sent: int = 0
     sent_inside: int = 0
-    kernel_seconds: float = 0.0
-    done: float = 0.0
+    in_kernels: list[tuple[_Mark, _Mark]] = field(default_factory=list)
+    done: _Mark | None = None
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
         """Return memory of this bucket, allocated when it is first asked for."""
@@ -119,6 +125,23 @@ class _Bucket:
     def size(self) -> int:
         """Elements."""
         return sum(self.sizes)
+
+
+def _mark(device: torch.device) -> _Mark:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _seconds(start: _Mark | None, end: _Mark | None) -> float:
+    """Seconds between two moments on one device, which it waits for; 0 where one did not come."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        start.synchronize()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ class Report:
     bytes_inside : int
         With `hierarchical`: bytes sent inside the node.
     kernel_seconds : float
-        Spent in this package's kernels.
+        Spent in this package's kernels; on a GPU, from their start to their end on its stream.
     exposed_seconds : float
         From the moment the last gradient was there to the moment the last average was.
     scratch_bytes : int
@@ -194,7 +217,7 @@ class _Carrier:
         weakref.finalize(self, _stop, self._queue, thread)
 
     def carry_on(self, exchange: _Exchange, work: Any, x: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
-        future: torch.futures.Future[Any] = torch.futures.Future(devices=[x.device] if x.is_cuda else None)
+        future = _future(x)
         # An exception that is merely set would reach DistributedDataParallel as a result; one raised here is an error.
         passed_on = future.then(lambda done: done.value())
         self._queue.put((exchange, work, x, future))
@@ -208,12 +231,12 @@ def _carry(waiting: Any) -> None:
         try:
             if failed:  # ranks are at different places now; waiting again would only add another timeout
                 raise RuntimeError(f"TernGrad: an exchange before this one failed: {failed}")
-            _finish(exchange, work)
+            with _beside(x):
+                _finish(exchange, work)
+                future.set_result(x)
         except Exception as error:
             failed = failed or f"{type(error).__name__}: {error}"
             future.set_exception(error)
-        else:
-            future.set_result(x)
         del item, exchange, work, x, future  # not kept alive until the next one comes
 
 
@@ -227,6 +250,40 @@ def _finish(exchange: _Exchange, work: Any) -> None:
     while work is not None:
         work.wait()
         work = next(exchange, None)
+
+
+# ---- GPUs: exchanges run on a stream of their own, beside the backward pass
+
+
+def _future(x: torch.Tensor) -> torch.futures.Future[Any]:
+    """A future of `x`; on a GPU, whoever waits for it has his stream wait for those where it was set."""
+    return torch.futures.Future(devices=[x.device] if x.is_cuda else None)
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _beside(x: torch.Tensor, after: bool = False) -> AbstractContextManager[Any]:
+    """Make the stream of exchanges the current one of the device of `x`. `after`: it waits for the one before.
+
+    Memory of exchanges is allocated on it, so that the caching allocator gives it away in its order. The backward pass
+    waits for it before it ends, so the gradients' own memory outlives what reads it.
+    """
+    if not x.is_cuda:
+        return nullcontext()
+    stream = _streams.get(x.device)
+    if stream is None:
+        stream = _streams.setdefault(x.device, torch.cuda.Stream(x.device))
+    if after:
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+    context: AbstractContextManager[Any] = torch.cuda.stream(stream)
+    return context
+
+
+def _waits_on_the_host(groups: _Groups, x: torch.Tensor) -> bool:
+    """Whether waiting for a collective holds up this thread: not with NCCL, where the current stream waits."""
+    members = [group for group in (groups.inside, groups.between) if group is not None]
+    return not x.is_cuda or any(group._get_backend(x.device).name() != "nccl" for group in members)
 
 
 #: By the groups of the caller: states share them, since groups cannot be taken down and made again at will.
@@ -357,7 +414,7 @@ class TernGradState:
         self._buckets: dict[int | str, _Bucket] = {}
         self._loaded: dict[str, Any] = {}
         self._layers = 0  # of the buckets of this step so far
-        self._all_there = 0.0  # when the last bucket of the last step came
+        self._all_there: dict[torch.device, _Mark] = {}  # when the last bucket of the last step came
 
     def attach(
         self, model: torch.nn.Module | None = None, *, process_group: Any = None, local_group: Any = None
@@ -400,22 +457,28 @@ class TernGradState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle options, step and residuals. Groups and the model's parameters stay behind: see `attach`."""
-        left: dict[str, Any] = {"process_group": None, "local_group": None, "_small": set(), "_buckets": {}}
+        left: dict[str, Any] = {
+            "process_group": None,
+            "local_group": None,
+            "_small": set(),
+            "_buckets": {},
+            "_all_there": {},
+        }
         return {**self.__dict__, **left, "_loaded": self.state_dict()["residuals"]}
 
     # ---- what it cost
 
     def report(self) -> Report:
-        """Return what the last step cost this rank."""
-        rows = [
+        """Return what the last step cost this rank; waits for its GPU."""
+        rows: list[dict[str, Any]] = [
             {
                 "bucket": bucket.key,
                 "elements": bucket.size,
                 "bytes_sent": bucket.sent,
                 "bytes_float32": _ring(4 * _chunk(bucket.size, bucket.groups.local_world), bucket.groups.world),
                 "bytes_inside": bucket.sent_inside,
-                "kernel_seconds": bucket.kernel_seconds,
-                "exposed_seconds": max(0.0, bucket.done - self._all_there),
+                "kernel_seconds": sum(_seconds(start, end) for start, end in bucket.in_kernels),
+                "exposed_seconds": max(0.0, _seconds(self._all_there.get(bucket.device), bucket.done)),
                 "scratch_bytes": sum(memory.nbytes for memory in bucket.scratch.values()),
             }
             for bucket in self._buckets.values()
@@ -424,8 +487,8 @@ class TernGradState:
             name: sum(row[name] for row in rows)
             for name in ("bytes_sent", "bytes_float32", "bytes_inside", "kernel_seconds", "scratch_bytes")
         }
-        exposed = max((bucket.done - self._all_there for bucket in self._buckets.values()), default=0.0)
-        return Report(steps=self.step, exposed_seconds=max(0.0, exposed), buckets=tuple(rows), **sums)
+        exposed = max((row["exposed_seconds"] for row in rows), default=0.0)
+        return Report(steps=self.step, exposed_seconds=exposed, buckets=tuple(rows), **sums)
 
     # ---- buckets
 
@@ -465,11 +528,12 @@ class TernGradState:
         found = self._buckets.get(key)
         if found is not None and found.identity == identity:
             return found
+        needs_carrier = self.overlap and isinstance(key, int) and _waits_on_the_host(groups, like)
         packing = tuple("float32" if self._is_float32(parameter) else self.packing for parameter in parameters)
         _check_agreement(
             {
                 **self._options(),
-                **(_to_be_named(groups) if self.overlap and isinstance(key, int) else {}),
+                **(_to_be_named(groups) if needs_carrier else {}),
                 "ranks of a node": groups.local_world,
                 "dtype": dtype,
                 "layers": sizes,
@@ -491,7 +555,7 @@ class TernGradState:
             self.block,
             groups.world if self.strategy in ("sum", "requantize") else 1,
         )
-        made = _Bucket(key, identity, groups, sizes, dtype, layer, layout)
+        made = _Bucket(key, identity, groups, sizes, dtype, like.device, layer, layout)
         self._restore(made, like.device)
         # After DistributedDataParallel made its buckets anew there may be fewer of them.
         if isinstance(key, int):
@@ -536,11 +600,11 @@ def _place(bucket: _Bucket) -> list[Any]:
 def _exchange(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
     """Average one flat bucket in place. `later`: the groups for what comes after the first wait."""
     bucket.sent = bucket.sent_inside = 0
-    bucket.kernel_seconds = 0.0
+    bucket.in_kernels.clear()
     bucket.step = state.step  # which goes on before the exchange ends
     if bucket.size:
         yield from (_plain if state.step < state.start_step else _STRATEGIES[state.strategy])(state, bucket, x, later)
-    bucket.done = time.perf_counter()
+    bucket.done = _mark(x.device)
 
 
 class _Timed:
@@ -550,10 +614,10 @@ class _Timed:
         self._bucket = bucket
 
     def __enter__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = _mark(self._bucket.device)
 
     def __exit__(self, *_: object) -> None:
-        self._bucket.kernel_seconds += time.perf_counter() - self._start
+        self._bucket.in_kernels.append((self._start, _mark(self._bucket.device)))
 
 
 def _encode(state: TernGradState, bucket: _Bucket, x: torch.Tensor, scales: Scales | None = None) -> torch.Tensor:
@@ -728,23 +792,26 @@ def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.future
         At first use, on every rank, if the ranks' options or layers differ: the text names a rank and the difference.
         Where a rank is lost, within the timeout of the group.
     """
-    if bucket.is_last():
-        state._all_there = time.perf_counter()
     x = bucket.buffer()
+    if bucket.is_last():
+        state._all_there = {x.device: _mark(x.device)}
     parameters = bucket.parameters()
     if bucket.index() == 0:
         state._layers = 0
     # Equal sizes are not enough: buckets made anew may hold other layers of the same sizes.
     known = state._bucket(bucket.index(), parameters, x, state.process_group, tuple(map(id, parameters)))
-    if state.overlap:
+    if state.overlap and _waits_on_the_host(known.groups, x):
         carrier = _carrier_of(known.groups)
         exchange = _exchange(state, known, x, carrier.later)
-        future = carrier.carry_on(exchange, next(exchange, None), x)
+        with _beside(x, after=True):
+            work = next(exchange, None)
+        future = carrier.carry_on(exchange, work, x)
     else:
         exchange = _exchange(state, known, x, known.groups)
-        _finish(exchange, next(exchange, None))
-        future = torch.futures.Future(devices=[x.device] if x.is_cuda else None)
-        future.set_result(x)
+        future = _future(x)
+        with _beside(x, after=True) if state.overlap else nullcontext():
+            _finish(exchange, next(exchange, None))
+            future.set_result(x)
     if bucket.is_last():
         state.step += 1
     return future
@@ -781,7 +848,7 @@ def all_reduce_mean(tensors: Sequence[torch.Tensor], state: TernGradState, group
         together.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
     whole = [f"{tensor.dtype} {tensor.device.type} {list(tensor.shape)}" for tensor in tensors]
     state._layers = 0
-    state._all_there = time.perf_counter()
+    state._all_there = {device: _mark(device) for _, device in together}
     for (dtype, device), members in together.items():
         bucket = state._bucket(f"{dtype} {device}", members, members[0], group, None, whole)
         x = bucket.memory("flat", (bucket.size,), dtype, members[0])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "numpy_adapter", "recorder_of", "stream_of"]
+__all__ = ["Adapter", "adapter_of", "handle_of", "no_stream", "numpy_adapter", "path_of"]
 
 
 class Adapter(Protocol):
@@ -35,7 +37,10 @@ class Adapter(Protocol):
         """Where `x` lies: something that compares equal on one device."""
 
     def stream(self, x: Any) -> int | None:
-        """Return the handle of the current stream of the device of `x`, None for the CPU."""
+        """Return the cudaStream_t of the current stream of the device of `x`, None for the host."""
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Make `stream` the current one of the device of `x`, for a call on `arrays`, or say why it cannot be."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return something that `core` can write, on the device of `like` (None: the host)."""
@@ -100,33 +105,39 @@ def numpy_adapter() -> Adapter:
     return _load("numpy")
 
 
-def recorder_of(x: Any) -> Any:
-    """Return the module whose functions record an operation on `x` (or on arrays in it) where a compiler reads along.
+def path_of(x: Any, stream: Any = None) -> Any:
+    """Return a module (or the like) whose functions take an operation on `x` over, None where it is simply to be run.
 
-    None where the operation is to be run. Only PyTorch's compilers need it: TorchDynamo reads source, and has to be led
-    away before it comes to caches and compiled objects.
+    Where a compiler reads along, they record it. Only PyTorch's compilers need that: TorchDynamo reads source, and has
+    to be led away before it comes to caches and compiled objects. Where the caller names a stream, they make it the
+    current one and call again: so everything, allocations and copies too, happens on it.
     """
     # None also while PyTorch is being imported.
     is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
-    if is_compiling is None or not is_compiling():
-        return None
-    from . import torch_recorder
+    if is_compiling is not None and is_compiling():
+        from . import torch_recorder
 
-    return torch_recorder if torch_recorder.is_recorded(x) else None
-
-
-def stream_of(adapter: Adapter, x: Any, stream: Any) -> int | None:
-    """Return the handle of what a call on `x` runs on, None for the CPU; `stream` is what the caller asks for."""
-    current = adapter.stream(x)
+        if torch_recorder.is_recorded(x):
+            return torch_recorder
     if stream is None:
-        return current
-    if current is None:
-        raise ValueError("stream: CPU arrays have none, expected None")
+        return None
+    from . import streams
+
+    return streams
+
+
+def no_stream() -> ValueError:
+    """What is wrong with a stream where there is none."""
+    return ValueError("stream: CPU arrays have none, expected None")
+
+
+def handle_of(stream: Any, name: str) -> int:
+    """Return the cudaStream_t of a stream of any framework; `name`: that of the array's."""
     if isinstance(stream, int) and not isinstance(stream, bool):
         return stream
     if hasattr(stream, "__cuda_stream__"):
         return int(stream.__cuda_stream__()[1])
-    for name in ("cuda_stream", "ptr"):  # PyTorch's and CuPy's name for it, from before that protocol
-        if hasattr(stream, name):
-            return int(getattr(stream, name))
-    raise TypeError(f"stream: expected an int or a stream of {adapter.name}, got {type(stream).__name__}")
+    for attribute in ("cuda_stream", "ptr"):  # PyTorch's and CuPy's name for it, from before that protocol
+        if hasattr(stream, attribute):
+            return int(getattr(stream, attribute))
+    raise TypeError(f"stream: expected an int or a stream of {name}, got {type(stream).__name__}")

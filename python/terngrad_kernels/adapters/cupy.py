@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
 
 from .. import _core
+from . import handle_of
+
+
+class _Handle:
+    """A stream by its handle."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle
 
 
 class CuPyAdapter:
@@ -36,8 +49,22 @@ class CuPyAdapter:
 
     def stream(self, x: Any) -> int | None:
         """Return CuPy's own; 0 is the default stream."""
+        return int(cupy.cuda.get_current_stream(x.data.device_id).ptr)
+
+    @contextmanager
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> Iterator[None]:
+        """CuPy knows no use of memory on other streams: `arrays` must live until this one is done, as ever in CuPy."""
         with x.device:
-            return int(cupy.cuda.get_current_stream().ptr)
+            if not isinstance(stream, cupy.cuda.Stream):
+                handle = handle_of(stream, self.name)
+                if handle in (0, 1):  # CUDA's default stream, under both its names
+                    stream = cupy.cuda.Stream.null
+                else:
+                    stream = cupy.cuda.Stream.from_external(_Handle(handle))
+            if stream.device_id not in (-1, x.data.device_id):
+                raise ValueError(f"stream: expected one of device {x.data.device_id}, got one of {stream.device_id}")
+            with stream:
+                yield
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised array of CuPy's memory pool."""

@@ -1,14 +1,19 @@
-"""Arrays of anything else that speaks DLPack, on the CPU."""
+"""Arrays of anything else that speaks DLPack: on a GPU through CuPy or PyTorch, where one of them is loaded."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from .. import _core
+from . import Adapter, adapter_of, no_stream
 
 _HOST = (1, 0)  # kDLCPU, and its number
+_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 class Array(np.ndarray):
@@ -33,11 +38,28 @@ class Array(np.ndarray):
 
 
 def _view(x: Any, argument: str) -> Any:
-    return x if isinstance(x, Array) else _core.from_dlpack(x, argument).view(Array)
+    """Return an array as one whose operations are known: NumPy's `Array`, or on a GPU one of a loaded framework."""
+    if isinstance(x, Array):
+        return x
+    device = x.__dlpack_device__()[0] if hasattr(x, "__dlpack_device__") else _HOST[0]
+    if device not in _CUDA or not _core.CUDA_BUILT:
+        return _core.from_dlpack(x, argument).view(Array)
+    for name in ("cupy", "torch"):  # the producer has its stream wait for what is on the other's way
+        if module := sys.modules.get(name):
+            return module.from_dlpack(x)
+    raise TypeError(
+        f"{argument}: on a CUDA device, and neither CuPy nor PyTorch is loaded, one of which takes a "
+        f"{type(x).__name__} there (cupy.from_dlpack, torch.from_dlpack)"
+    )
+
+
+def _known(x: Any) -> Adapter | None:
+    """Return the adapter of an array on a GPU."""
+    return None if x is None or isinstance(x, (Array, _core.Buffer)) else adapter_of(x, "x")
 
 
 class DLPackAdapter:
-    """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as an `Array` of their memory."""
+    """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as `_view` gives them, and so are results."""
 
     name = "dlpack"
     core = _core
@@ -49,23 +71,36 @@ class DLPackAdapter:
     def dense(self, x: Any, argument: str) -> Any:
         """Return a view of the memory of `x`, or a copy that is row-major."""
         view = _view(x, argument)
+        if known := _known(view):
+            return known.dense(view, argument)
         return view if view.flags.c_contiguous else view.copy(order="C")
 
     def dtype(self, x: Any) -> str:
         """NumPy's name."""
-        return str(x.dtype.name)
+        known = _known(x)
+        return known.dtype(x) if known else str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """There is one."""
-        return "cpu"
+        """The host is one."""
+        known = _known(x)
+        return known.device(x) if known else "cpu"
 
     def stream(self, x: Any) -> int | None:
-        """There is none."""
-        return None
+        """None for the host."""
+        known = _known(x)
+        return known.stream(x) if known else None
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """There is none on the host."""
+        view = _view(x, "x")
+        if known := _known(view):
+            return known.on_stream(view, stream, [])
+        raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory aligned so that every consumer can take it over without a copy."""
-        return _view(_core.Buffer(list(shape), dtype), "out")
+        known = _known(like)
+        return known.empty(shape, dtype, like) if known else _view(_core.Buffer(list(shape), dtype), "out")
 
     def result(self, written: Any) -> Any:
         """Return the array itself."""
@@ -77,15 +112,19 @@ class DLPackAdapter:
 
     def as_float32(self, x: Any) -> Any:
         """Return a view."""
-        return x.view(np.float32)
+        known = _known(x)
+        return known.as_float32(x) if known else x.view(np.float32)
 
     def to_numpy(self, x: Any) -> Any:
-        """Return a view."""
-        return x.view(np.ndarray)
+        """Return a view; of a GPU's array a copy."""
+        known = _known(x)
+        return known.to_numpy(x) if known else x.view(np.ndarray)
 
     def from_numpy(self, x: Any, like: Any) -> Any:
-        """Return a view."""
-        return x.view(Array)
+        """Return a view; for an array on a GPU a copy there."""
+        view = _view(like, "like")
+        known = _known(view)
+        return known.from_numpy(x, view) if known else x.view(Array)
 
 
 adapter = DLPackAdapter()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -15,12 +16,21 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..packed import PYTREES
+from . import no_stream
 
 # ---- what both kinds have in common
 
 
 def _is_traced(x: Any) -> bool:
     return isinstance(x, jax.core.Tracer)
+
+
+def _is_xlas(x: Any) -> bool:
+    """Whether XLA is to call the operation: on values that are not there yet, and on its own streams on a GPU."""
+    if _is_traced(x):
+        return True
+    platform = getattr(x, "platform", None)  # which arrays of keys have not
+    return platform is not None and platform() != "cpu"
 
 
 class _Anywhere:
@@ -73,12 +83,12 @@ def _word(value: Any) -> Any:
     """Take JAX's own ints for Python's, which they are under `jax.jit`: without 64-bit types they have 32."""
     if not isinstance(value, jax.Array) or value.dtype != jnp.int32 or value.ndim:
         return value
-    if not _is_traced(value):
+    if not _is_xlas(value):
         return int(value)
     return jnp.stack([value.astype(jnp.uint32), (value >> 31).astype(jnp.uint32)])
 
 
-# ---- traced arrays: custom calls of XLA, whose operands, results and attributes csrc/bindings/xla.cpp says
+# ---- traced arrays, and a GPU's: custom calls of XLA. Their operands, results and attributes: csrc/bindings/xla.cpp
 
 
 _registering = threading.Lock()
@@ -92,7 +102,9 @@ def _register() -> None:
         if _registered:
             return
         if not hasattr(jax, "ffi"):
-            raise TypeError(f"traced values need jax 0.5 or newer, which has jax.ffi; this is {jax.__version__}")
+            raise TypeError(
+                f"traced values and a GPU's need jax 0.5 or newer, which has jax.ffi; this is {jax.__version__}"
+            )
         for platform, handlers in _core.xla_handlers().items():
             for name, handler in handlers.items():
                 jax.ffi.register_ffi_target(name, handler, platform=platform)
@@ -207,10 +219,12 @@ def _weighted(layout: _core.Layout, messages: Any, weights: tuple[Any, ...]) -> 
 
 
 class _Core:
-    """`_core`'s operations for JAX's arrays: the same functions with the same arguments."""
+    """`_core`'s operations for JAX's arrays: the same functions with the same arguments. A queue XLA has itself."""
 
-    def scales(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scale: _Output, limit: _Output) -> None:
-        if not any(map(_is_traced, _flat([x]))):
+    def scales(
+        self, layout: _core.Layout, x: Any, clip: Any, center: bool, scale: _Output, limit: _Output, queue: None = None
+    ) -> None:
+        if not any(map(_is_xlas, _flat([x]))):
             return _core.scales(layout, x, clip, center, scale, limit)
         _call(
             "scales",
@@ -221,8 +235,10 @@ class _Core:
             center=np.int64(center),
         )
 
-    def clip(self, layout: _core.Layout, x: Any, clip: Any, center: bool, scales: Any, out: Any) -> None:
-        if not any(map(_is_traced, _flat([x, scales]))):
+    def clip(
+        self, layout: _core.Layout, x: Any, clip: Any, center: bool, scales: Any, out: Any, queue: None = None
+    ) -> None:
+        if not any(map(_is_xlas, _flat([x, scales]))):
             return _core.clip(layout, x, clip, center, scales, out)
         passed, scaled = _passed(layout, scales)
         _call(
@@ -246,11 +262,21 @@ class _Core:
         layer: Any,
         trits: Any,
         scale: _Output,
+        queue: None = None,
     ) -> None:
         self._quantise(_core.ternarize, layout, x, clip, scales, seed, offset, layer, trits, scale)
 
     def encode(
-        self, layout: _core.Layout, x: Any, clip: Any, scales: Any, seed: Any, offset: Any, layer: Any, out: _Output
+        self,
+        layout: _core.Layout,
+        x: Any,
+        clip: Any,
+        scales: Any,
+        seed: Any,
+        offset: Any,
+        layer: Any,
+        out: _Output,
+        queue: None = None,
     ) -> None:
         self._quantise(_core.encode, layout, x, clip, scales, seed, offset, layer, out)
 
@@ -267,7 +293,7 @@ class _Core:
         *out: Any,
     ) -> None:
         seed, offset = _word(seed), _word(offset)
-        if not any(map(_is_traced, _flat([x, scales, seed, offset]))):
+        if not any(map(_is_xlas, _flat([x, scales, seed, offset]))):
             return function(layout, x, clip, scales, seed, offset, layer, *out)
         passed, scaled = _passed(layout, scales)
         draw, first = _draw(seed, offset, layer, len(layout.sizes))
@@ -281,21 +307,27 @@ class _Core:
             scaled=scaled,
         )
 
-    def decode(self, layout: _core.Layout, data: Any, weight: Any, accumulate: bool, out: Any) -> None:
-        if not _is_traced(data):
+    def decode(
+        self, layout: _core.Layout, data: Any, weight: Any, accumulate: bool, out: Any, queue: None = None
+    ) -> None:
+        if not _is_xlas(data):
             return _core.decode(layout, data, weight, accumulate, out)
         _expect(data, "packed.data", layout.nbytes, "uint8")
         _core.decode(_NOTHING, np.empty(0, np.uint8), weight, False, np.empty(0, np.float32))
         _call("decode", (data,), _flat([out]), layout=layout.description, weight=np.float64(weight))
 
-    def decode_sum(self, layout: _core.Layout, messages: Any, weights: tuple[Any, ...], out: Any) -> None:
-        if not any(map(_is_traced, _flat([messages]))):
+    def decode_sum(
+        self, layout: _core.Layout, messages: Any, weights: tuple[Any, ...], out: Any, queue: None = None
+    ) -> None:
+        if not any(map(_is_xlas, _flat([messages]))):
             return _core.decode_sum(layout, messages, weights, out)
         arrays, factors = _weighted(layout, messages, weights)
         _call("decode_sum", arrays, _flat([out]), layout=layout.description, weights=factors)
 
-    def sum_trits(self, messages: list[tuple[_core.Layout, Any, int]], result: _core.Layout, out: _Output) -> None:
-        if not any(_is_traced(data) for _, data, _ in messages):
+    def sum_trits(
+        self, messages: list[tuple[_core.Layout, Any, int]], result: _core.Layout, out: _Output, queue: None = None
+    ) -> None:
+        if not any(_is_xlas(data) for _, data, _ in messages):
             return _core.sum_trits(messages, result, out)
         for i, (layout, data, _) in enumerate(messages):
             _expect(data, f"messages[{i}]", layout.nbytes * (data.shape[0] if data.ndim == 2 else 1), "uint8")
@@ -316,9 +348,10 @@ class _Core:
         layer: Any,
         result: _core.Layout,
         out: _Output,
+        queue: None = None,
     ) -> None:
         seed, offset = _word(seed), _word(offset)
-        if not any(map(_is_traced, _flat([messages, scales, seed, offset]))):
+        if not any(map(_is_xlas, _flat([messages, scales, seed, offset]))):
             return _core.repack(layout, messages, weights, clip, scales, seed, offset, layer, result, out)
         arrays, factors = _weighted(layout, messages, weights)
         passed, scaled = _passed(layout, scales)
@@ -335,22 +368,22 @@ class _Core:
             scaled=scaled,
         )
 
-    def pack(self, trits: Any, packing: int, out: _Output) -> None:
-        if not _is_traced(trits):
+    def pack(self, trits: Any, packing: int, out: _Output, queue: None = None) -> None:
+        if not _is_xlas(trits):
             return _core.pack(trits, packing, out)
         _expect(trits, "trits", trits.size, "int8")
         _call("pack", (trits,), (out,), packing=np.int64(packing))
 
-    def unpack(self, payload: Any, packing: int, out: _Output) -> None:
-        if not _is_traced(payload):
+    def unpack(self, payload: Any, packing: int, out: _Output, queue: None = None) -> None:
+        if not _is_xlas(payload):
             return _core.unpack(payload, packing, out)
         _expect(payload, "payload", payload.size, "uint8")
         _call("unpack", (payload,), (out,), packing=np.int64(packing))
 
-    def validate(self, layout: _core.Layout, data: Any, workers: int) -> None:
+    def validate(self, layout: _core.Layout, data: Any, workers: int, queue: None = None) -> None:
         if _is_traced(data):
             raise TypeError("packed.data: a traced value, whose bytes are not known yet; call this outside jax.jit")
-        _core.validate(layout, data, workers)
+        _core.validate(layout, np.asarray(data), workers)  # which waits for a GPU
 
 
 class JaxAdapter:
@@ -379,11 +412,21 @@ class JaxAdapter:
             raise ValueError(f"{argument}: has been deleted or donated")
         if len(x.devices()) > 1:
             raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
+        if _is_xlas(x) and "CUDA" not in _core.xla_handlers():
+            raise ValueError(
+                f"{argument}: on a {x.platform()}, but this build of terngrad_kernels has no kernels for it"
+            )
         return x
 
     def stream(self, x: Any) -> int | None:
-        """None: JAX shows no streams."""
+        """None: what runs on a GPU, XLA calls, with the stream that is its own."""
         return None
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """JAX shows no streams."""
+        if _is_xlas(x) and not _is_traced(x):
+            raise ValueError("stream: JAX has streams of its own and shows none, expected None")
+        raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory that JAX can take over without a copy, or the place of a value that is traced."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from .. import _core
+from . import no_stream
 
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "int8", "uint8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -40,6 +43,10 @@ class NumpyAdapter:
     def stream(self, x: Any) -> int | None:
         """There is none."""
         return None
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """There is none."""
+        raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised array."""

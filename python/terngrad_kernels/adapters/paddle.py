@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import paddle
 
 from .. import _core
+from . import handle_of, no_stream
 
 if not hasattr(paddle.Tensor, "__dlpack_c_exchange_api__"):  # older ones have no way to say that they may be written
     raise ImportError(f"terngrad_kernels takes tensors of Paddle 3.3 and later, this is Paddle {paddle.__version__}")
@@ -56,7 +59,24 @@ class PaddleAdapter:
 
     def stream(self, x: Any) -> int | None:
         """Return that of paddle.device."""
-        return int(paddle.device.current_stream(x.place).stream_base.cuda_stream) if x.place.is_gpu_place() else None
+        place = x.place
+        if not place.is_gpu_place():
+            return None
+        return int(paddle.base.core._get_current_stream(place.gpu_device_id()).cuda_stream)
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Paddle is told of no use of memory on other streams: `arrays` must live until this one is done."""
+        if not x.place.is_gpu_place():
+            raise no_stream()
+        if not isinstance(stream, paddle.device.Stream):
+            handle = handle_of(stream, self.name)
+            device = x.place.gpu_device_id()
+            if handle in (0, 1):  # CUDA's default stream, under both its names
+                stream = paddle.device.Stream(stream_base=paddle.base.core._get_legacy_default_stream(device))
+            else:
+                stream = paddle.device.get_stream_from_external(handle, paddle.CUDAPlace(device))
+        context: AbstractContextManager[Any] = paddle.device.stream_guard(stream)
+        return context
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 
 from .. import _core
+from . import no_stream
 
 
 class TensorFlowAdapter:
@@ -28,6 +31,11 @@ class TensorFlowAdapter:
                 f"{argument}: a symbolic tensor of a tf.function; terngrad_kernels works on eager tensors "
                 "(call it outside, or through tf.py_function)"
             )
+        if "GPU" in x.device:
+            raise TypeError(
+                f"{argument}: on {x.device}, whose streams TensorFlow does not show; "
+                f"pass cupy.from_dlpack(tf.experimental.dlpack.to_dlpack(x)), or a copy on the host"
+            )
         return x
 
     def dtype(self, x: Any) -> str:
@@ -41,6 +49,10 @@ class TensorFlowAdapter:
     def stream(self, x: Any) -> int | None:
         """None: TensorFlow shows no streams."""
         return None
+
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
+        """There is none."""
+        raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory that TensorFlow can take over without a copy."""

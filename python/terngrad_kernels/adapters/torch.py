@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import torch.utils._pytree as pytree
 from .. import _core
 from ..layout import Layout
 from ..packed import PYTREES
+from . import handle_of, no_stream
 from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
@@ -22,6 +25,14 @@ _DTYPES = {
     "uint8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _current_stream(device: int) -> int:
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+# Without an object made of it, which takes longer than the call. A build without CUDA has none.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 
 def _require_memory(x: Any, argument: str) -> None:
@@ -62,7 +73,25 @@ class TorchAdapter:
 
     def stream(self, x: Any) -> int | None:
         """Return that of torch.cuda."""
-        return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
+        return _raw_stream(x.device.index) if x.is_cuda else None
+
+    @contextmanager
+    def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> Iterator[None]:
+        """Memory of other streams is told of its use on this one, so that it is not given away before that ends."""
+        if not x.is_cuda:
+            raise no_stream()
+        if not isinstance(stream, torch.cuda.Stream):
+            handle = handle_of(stream, self.name)
+            # ExternalStream(0) would be a new stream; 1 is CUDA's other name of the default one.
+            default = handle in (0, 1)
+            stream = torch.cuda.default_stream(x.device) if default else torch.cuda.ExternalStream(handle, x.device)
+        if stream.device != x.device:
+            raise ValueError(f"stream: expected one of {x.device}, got one of {stream.device}")
+        with torch.cuda.stream(stream):
+            yield
+            for array in arrays:
+                if isinstance(array, torch.Tensor) and array.is_cuda:
+                    array.record_stream(stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""

@@ -1,0 +1,40 @@
+"""The operations on the stream that a caller names: it is made the current one, and the operation called again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from .. import operations
+from ..packed import Counts, Packed
+from . import adapter_of, no_stream
+
+
+def _arrays(x: Any) -> Iterator[Any]:
+    """Give what may be an array in an argument."""
+    if isinstance(x, (list, tuple)):
+        for item in x:
+            yield from _arrays(item)
+    else:
+        yield x.data if isinstance(x, (Packed, Counts)) else x
+
+
+def _run(operation: Callable[..., Any], x: Any, *, stream: Any, **arguments: Any) -> Any:
+    call = partial(operation, x, **arguments)
+    like = next(_arrays(x), None)
+    if like is None:  # an empty list is NumPy's
+        raise no_stream()
+    try:
+        adapter = adapter_of(like, "x")
+    except TypeError:
+        return call()  # which says what is wrong with it, by its name
+    arrays = [*_arrays(x), *_arrays(list(arguments.values()))]
+    with adapter.on_stream(like, stream, arrays):
+        return call()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in operations.__all__:
+        raise AttributeError(name)
+    return partial(_run, getattr(operations, name))

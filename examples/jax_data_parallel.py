@@ -101,13 +101,14 @@ def main() -> None:
         assert all((copy == copies[0]).all() for copy in copies), f"{name} differs between devices"
     accuracy = float((logits(params, digits.test_images).argmax(1) == digits.test_labels).mean())
     print(f"{options.strategy}, {options.devices} devices: accuracy {accuracy:.1%} after {options.steps} steps")
-    result = {**vars(options), "accuracy": accuracy, "compiled": run._cache_size(), "jax": jax.__version__}
+    settings = {name: value for name, value in vars(options).items() if name != "json"}
+    result = {**settings, "accuracy": accuracy, "compiled": run._cache_size(), "jax": jax.__version__}
     if ternary:
         cost = traffic(params, options.devices, strategy=options.strategy, packing=options.packing)
         print(f"{cost.bytes_sent:,} bytes sent a step and device, {cost.ratio:.2f} x fewer than float32")
         result |= {**cost._asdict(), "ratio": cost.ratio}
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

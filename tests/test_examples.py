@@ -28,6 +28,9 @@ NEEDS = {
 #: The same of programs that train on digits for longer than tests do.
 ON_DIGITS = {
     "jax_data_parallel": "jax",
+    "local_sgd": "torch",
+    "parameter_server": "torch",
+    "tensorflow_data_parallel": "tensorflow",
 }
 
 
@@ -54,6 +57,10 @@ def test_training_comes_near(name: str) -> None:
     ("name", "arguments"),
     [
         ("jax_data_parallel", "--strategy sum --steps 50 --error-feedback"),
+        ("parameter_server", "--down counts --workers 2 --steps 50"),
+        ("parameter_server", "--down trits --workers 2 --steps 50"),
+        ("local_sgd", "--workers 2 --rounds 8 --inner-steps 5"),
+        ("tensorflow_data_parallel", "--replicas 2 --steps 50"),
     ],
 )
 def test_digits_are_learnt(name: str, arguments: str, tmp_path: Path) -> None:

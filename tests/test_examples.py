@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +25,22 @@ NEEDS = {
 }
 
 
-def run(name: str) -> str:
-    if importlib.util.find_spec(NEEDS[name]) is None:
-        pytest.skip(f"{NEEDS[name]} is not installed")
-    command = [sys.executable, "-W", "ignore", EXAMPLES / f"{name}.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+#: The same of programs that train on digits for longer than tests do.
+ON_DIGITS = {
+    "jax_data_parallel": "jax",
+    "local_sgd": "torch",
+    "parameter_server": "torch",
+    "tensorflow_data_parallel": "tensorflow",
+}
+
+
+def run(name: str, *arguments: str) -> str:
+    need = {**NEEDS, **ON_DIGITS}[name]
+    if importlib.util.find_spec(need) is None:
+        pytest.skip(f"{need} is not installed")
+    command = [sys.executable, "-W", "ignore", EXAMPLES / f"{name}.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -40,6 +53,25 @@ def test_training_comes_near(name: str) -> None:
     assert float(found[1]) < 0.2
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("jax_data_parallel", "--strategy sum --steps 50 --error-feedback"),
+        ("parameter_server", "--down counts --workers 2 --steps 50"),
+        ("parameter_server", "--down trits --workers 2 --steps 50"),
+        ("local_sgd", "--workers 2 --rounds 8 --inner-steps 5"),
+        ("tensorflow_data_parallel", "--replicas 2 --steps 50"),
+    ],
+)
+def test_digits_are_learnt(name: str, arguments: str, tmp_path: Path) -> None:
+    """Shorter than the programs do by themselves. They compare the workers' parameters bit by bit."""
+    pytest.importorskip("mlxtend")
+    found = re.search(r"accuracy (\d+\.\d)%", run(name, *arguments.split(), "--json", str(tmp_path / "result.json")))
+    assert found
+    assert float(found[1]) > 70  # of 10 classes
+    assert json.loads((tmp_path / "result.json").read_text())["accuracy"] > 0.7
+
+
 def test_any_array_that_speaks_dlpack() -> None:
     """The mean of 100,000 errors, each of a deviation below sqrt(4.5 * 0.8) = 1.9: 0.04 is 6.6 deviations."""
     found = re.search(r"mean error (-?\d\.\d+), 16\.0 x", run("dlpack_any"))
@@ -49,4 +81,4 @@ def test_any_array_that_speaks_dlpack() -> None:
 
 def test_no_program_is_forgotten() -> None:
     elsewhere = {"frontend", "terngrad_frontend", "grace_frontend", "ddp_mnist", "cupy_workers"}  # the last needs a GPU
-    assert {path.stem for path in EXAMPLES.glob("*.py")} - elsewhere == set(NEEDS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - elsewhere == {*NEEDS, *ON_DIGITS}

@@ -29,6 +29,9 @@ import torch.distributed as dist
 from . import __version__
 from . import operations as tk
 from .adapters import torch as _operators  # noqa: F401  (saved programs find the operators)
+from .averaging import WIDEST_CLIP as _WIDEST_CLIP
+from .averaging import ring_bytes as _ring
+from .averaging import travels_as_float32
 from .layout import COUNTS, DTYPES, Layout, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
@@ -41,14 +44,6 @@ STRATEGIES = ("gather", "sum", "requantize", "hierarchical")
 
 # Of a model's elements, those of embeddings and the head that may ride along as float32.
 _SMALL_SHARE = 0.01
-# Layers below it ride along too: their scale field and padding are a large part of so short a message.
-_LEAST_ELEMENTS = 512
-# Layers of one dimension below it ride along: biases and norms, not a model flattened into one tensor.
-_LONGEST_BIAS = 65536
-
-# Of error feedback. Ternarizing x with a limit of c loses E(x - q)^2 = E x^2 - 2 E|x| y + c E y, y = min(|x|, c). For
-# normal x of variance 1 that is 1.01 at c = 2.5, 0.65 at 2 and 0.27 at 1: a residual shrinks only where it is below 1.
-_WIDEST_CLIP = 2.0
 
 #: An exchange: yields what it waits for. What comes before the first wait runs in the hook, the rest on a thread.
 _Exchange = Generator[Any, None, None]
@@ -566,9 +561,7 @@ class TernGradState:
     def _is_float32(self, parameter: torch.Tensor) -> bool:
         if self.float32 is not None:
             return bool(self.float32(parameter))
-        elements = parameter.numel()
-        short = elements < _LEAST_ELEMENTS or (parameter.ndim <= 1 and elements < _LONGEST_BIAS)
-        return short or id(parameter) in self._small
+        return travels_as_float32(parameter.numel(), parameter.ndim) or id(parameter) in self._small
 
     def _restore(self, bucket: _Bucket, device: torch.device) -> None:
         if not self.error_feedback:
@@ -861,11 +854,6 @@ def all_reduce_mean(tensors: Sequence[torch.Tensor], state: TernGradState, group
 
 
 # ---- what the exchanges stand on
-
-
-def _ring(nbytes: int, world: int) -> int:
-    """Bytes that each rank sends in a ring all-reduce."""
-    return 2 * (world - 1) * nbytes // world
 
 
 def _chunk(size: int, ranks: int) -> int:

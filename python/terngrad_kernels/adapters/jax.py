@@ -111,23 +111,39 @@ def _register() -> None:
         _registered = True
 
 
-# JAX 0.5 does not track over which axes values vary; 0.6.0 does, but lets no result of a custom call say so.
-_SAYS_VARYING = "vma" in inspect.signature(jax.ShapeDtypeStruct).parameters
+# JAX 0.5 does not track over which axes values vary; 0.6.0 does, but lets no result of a custom call say so. The newest
+# calls it manual_axis_type, the others vma.
+_SAYS_VARYING = {"vma", "manual_axis_type"} & set(inspect.signature(jax.ShapeDtypeStruct).parameters)
+
+
+def varying_axes(x: Any) -> frozenset[Any]:
+    """Return the axes of an enclosing `jax.shard_map` over which a value varies, as far as JAX tracks that."""
+    if not _SAYS_VARYING:
+        return frozenset()
+    kind = jax.typeof(x)
+    axes: frozenset[Any] = kind.manual_axis_type.varying if "manual_axis_type" in _SAYS_VARYING else kind.vma
+    return axes
+
+
+def vary(x: Any, axes: frozenset[Any]) -> Any:
+    """Return a value that counts as one that varies over these axes too."""
+    missing = tuple(axes - varying_axes(x))
+    if not missing:
+        return x
+    return jax.lax.pcast(x, missing, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, missing)
 
 
 def _alike(operands: list[Any]) -> tuple[list[Any], dict[str, Any]]:
     """Return operands that all vary over the same axes of an enclosing `jax.shard_map`, and what says so of results."""
-    if not _SAYS_VARYING:
-        return operands, {}
-    axes: list[frozenset[Any]] = [getattr(jax.typeof(x), "vma", frozenset()) for x in operands]
-    varying = frozenset().union(*axes)
+    varying = frozenset().union(*map(varying_axes, operands))
     if not varying:
         return operands, {}
-    if hasattr(jax.lax, "pcast"):
-        cast = [jax.lax.pcast(x, tuple(varying - own), to="varying") for x, own in zip(operands, axes, strict=True)]
-    else:
-        cast = [jax.lax.pvary(x, tuple(varying - own)) for x, own in zip(operands, axes, strict=True)]
-    return cast, {"vma": varying}
+    same = [vary(x, varying) for x in operands]
+    if "manual_axis_type" not in _SAYS_VARYING:
+        return same, {"vma": varying}
+    mesh = next(jax.typeof(x).sharding.mesh for x in same)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return same, {"sharding": sharding, "manual_axis_type": jax.sharding.ManualAxisType(varying=varying)}
 
 
 def _call(name: str, operands: Iterable[Any], outputs: Iterable[_Output], **attributes: Any) -> None:

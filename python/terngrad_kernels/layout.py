@@ -147,6 +147,12 @@ class Layout:
         What `decode` gives back: one flat array, one array of the only shape, or a list of arrays.
     index : int, optional
         Set by `shard`: this is the layout of that shard alone.
+
+    Examples
+    --------
+    >>> layout = Layout([(300, 100), (100,)], packing=["two_bit", "float32"])
+    >>> layout.size, layout.nbytes, layout.groups
+    (30100, 7920, 2)
     """
 
     shapes: tuple[tuple[int, ...], ...]

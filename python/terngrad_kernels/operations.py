@@ -352,6 +352,14 @@ def encode(
     ------
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import terngrad_kernels as tk
+    >>> grad = np.array([0.3, -1.0, 0.1, 0.0, -0.6, 0.2], np.float32)
+    >>> tk.decode(tk.encode(grad, seed=0, offset=1))
+    array([ 0., -1.,  0.,  0.,  0.,  0.], dtype=float32)
     """
     if path := path_of(x, stream):
         taken: Packed = path.encode(
@@ -467,6 +475,15 @@ def decode_sum(
     ------
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import terngrad_kernels as tk
+    >>> grad = np.array([0.5, -1.0, 0.3], np.float32)
+    >>> messages = [tk.encode(grad, seed=worker) for worker in range(4096)]
+    >>> tk.decode_sum(messages, weights=[1 / 4096] * 4096).round(1)
+    array([ 0.5, -1. ,  0.3], dtype=float32)
     """
     if path := path_of(messages, stream):
         return path.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
@@ -505,6 +522,21 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         If the layouts do not agree, or more than 32767 workers come together.
     TypeError, BufferError
         Naming the argument, what it is and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import terngrad_kernels as tk
+    >>> gradients = [np.array([0.5, -1.0, 0.25], np.float32), np.array([2.0, -1.0, 0.0], np.float32)]
+    >>> own = [tk.scales(x, clip=None) for x in gradients]
+    >>> shared = np.maximum(own[0].scale, own[1].scale)  # an all-reduce
+    >>> messages = [
+    ...     tk.encode(x, seed=rank, scales=mine._replace(scale=shared))
+    ...     for rank, (x, mine) in enumerate(zip(gradients, own))
+    ... ]
+    >>> counts = tk.sum_trits(messages)
+    >>> counts.workers, counts.layout.packing, float(counts.scales[0])
+    (2, 'counts4', 2.0)
     """
     if path := path_of(messages, stream):
         taken: Counts = path.sum_trits(messages, out=out, stream=stream)
@@ -653,6 +685,13 @@ def scales(
     ------
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import terngrad_kernels as tk
+    >>> tk.scales(np.array([3.0, -4.0], np.float32), clip=1.0).limit  # the root of (9 + 16) / 2
+    array([3.535534], dtype=float32)
     """
     if path := path_of(x, stream):
         taken: Scales = path.scales(x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream)

@@ -7,8 +7,10 @@ import json
 import math
 import re
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ def result() -> dict[str, Any]:
     patch.setattr(measure, "QUICK", HASTE)
     patch.setattr(cases, "QUICK_SIZES", (1024, 1 << 14, 1 << 16))
     patch.setattr(cases, "LARGE", 1 << 16)
+    patch.setattr(cases, "LAYERED", 1 << 16)
     patch.setattr(cases, "MODELS", {"tiny": lambda: [(64, 32), (64,), (3, 64, 3, 3)]})
     patch.setattr(cases, "_FRAMEWORKS", {"numpy": cases._FRAMEWORKS["numpy"], "no_such": lambda _, values: values})
     few = [peer for peer in peers.PEERS if peer.name in ("terngrad_kernels", "NumPy", "NumPy, packed")]
@@ -67,7 +70,8 @@ def test_rows(result: dict[str, Any]) -> None:
     assert set(result) == {"format", "machine", "noise", "warnings", "options", "left_out", "rows"}
     assert {row["section"] for row in result["rows"]} == {*command.SECTIONS, "memory"} - {"dtypes"}
     assert set(result["noise"]) == {
-        *("start", "end", "load_at_start", "load_at_end", "steal", "governor", "turbo", "clock_probe_us")
+        *("start", "end", "load_at_start", "load_at_end", "others_at_start", "others", "steal"),
+        *("governor", "turbo", "clock_probe_us"),
     }
     for row in result["rows"]:
         seconds = row["seconds"]
@@ -158,22 +162,73 @@ def test_events_flush_before_each_call() -> None:
         def synchronize(self) -> None:
             log.append("wait")
 
-    warm = measure.EventClock(Event, lambda first, last: 6.0)
-    assert warm.seconds(lambda: log.append("call"), 3) == pytest.approx(0.002)
-    assert log == ["event", "call", "call", "call", "event", "wait"]
+    def elapsed(first: Event, last: Event) -> float:
+        return 6.0
+
+    warm = measure.EventClock(Event, elapsed, lambda: log.append("hold"))
+    assert warm.seconds(lambda: log.append("call"), 3) == pytest.approx(0.006)
+    assert log == ["hold", "event", "call", "event"] * 3 + ["wait"]
     log.clear()
-    flushed = measure.EventClock(Event, lambda first, last: 6.0, lambda: log.append("flush"))
+    flushed = measure.EventClock(Event, elapsed, lambda: log.append("hold"), lambda: log.append("flush"))
     assert flushed.seconds(lambda: log.append("call"), 2) == pytest.approx(0.006)
-    assert log == ["flush", "event", "call", "event"] * 2 + ["wait"]
+    assert log == ["flush", "hold", "event", "call", "event"] * 2 + ["wait"]
     assert (warm.cache, flushed.cache) == ("warm", "flushed")
 
 
+def test_cuda_by_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What drives a GPU, with PyTorch's CPU in its place: every case, bound, clock and peer of one small size."""
+    torch = pytest.importorskip("torch")
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = time.perf_counter()
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, last: Event) -> float:
+            return (last.at - self.at) * 1e3
+
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=1024))
+    place = measure.CudaPlace("torch")
+    assert [clock.cache for clock in place.clocks()] == ["warm", "flushed"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "QUICK_SIZES", (1 << 18,))
+        patch.setattr(cases, "MODELS", {"tiny": lambda: [(1 << 10, 1 << 8)]})
+        sizes, *_, models = cases.groups(True, [1, 2], 1 << 30, "cuda")
+        for group in (sizes, models):
+            rows = list(cases.bounded_rows(group, place, HASTE))
+            assert sorted({row["cache"] for row in rows}) == ["flushed", "warm"]
+            assert {(row["framework"], row["device"]) for row in rows} == {("torch", "cuda")}
+            ours = [row for row in rows if row["section"] != "memory"]
+            assert len(ours) == 2 * len(group)
+            assert all(row["bound"]["seconds"] > 0 for row in ours if row["cache"] == "warm")
+    few = [peer for peer in peers.PEERS if peer.name in ("terngrad_kernels", "torch eager", "JAX jit", "NumPy")]
+    monkeypatch.setattr(peers.built, "__defaults__", (few,))
+    notes: list[str] = []
+    rows = list(peers.measure_peers(place, 4096, HASTE, notes.append, lambda _: None))
+    assert "NumPy" not in {row["operation"] for row in rows}
+    assert {row["operation"]: "host's clock" in row["says"] for row in rows} == {
+        "terngrad_kernels": False,
+        "torch eager": False,
+        **({} if notes else {"JAX jit": True}),
+    }
+
+
 def test_noise_is_named() -> None:
-    quiet = {"load_at_start": 0.1, "steal": 0.0, "clock_probe_us": [10.0, 10.1]}
-    assert measure.noise_warnings(quiet, 2) == []
-    loud = {"load_at_start": 3.0, "steal": 0.1, "clock_probe_us": [10.0, 12.0]}
-    load, steal, clock = measure.noise_warnings(loud, 2)
-    assert "3.0 on 2 cores" in load
+    quiet = {"others_at_start": 0.4, "others": 0.01, "steal": 0.0, "clock_probe_us": [10.0, 10.1]}
+    assert measure.noise_warnings(quiet) == []
+    loud = {"others_at_start": 0.4, "steal": 0.1, "clock_probe_us": [10.0, 12.0]}
+    others, steal, clock = measure.noise_warnings(loud)
+    assert "40%" in others
     assert "10.0%" in steal
     assert "20%" in clock
 

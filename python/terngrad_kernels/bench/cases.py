@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,6 +31,8 @@ SIZES = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24,
 QUICK_SIZES = (1 << 10, 1 << 16, 1 << 20, 25_600_000)
 #: ResNet-50's size, as a round number: from memory on any machine.
 LARGE = 25_600_000
+#: Shared out to one layer and to thousands.
+LAYERED = 1 << 22
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int8": 1, "uint8": 1}
 
 
@@ -48,8 +53,8 @@ class Case:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the layers."""
-        return MODELS[self.model]() if self.model else [(self.elements,)]
+        """Of the layers: a network's, or equal ones."""
+        return MODELS[self.model]() if self.model else [(self.elements // self.layers,)] * self.layers
 
 
 class Prepared(NamedTuple):
@@ -91,7 +96,7 @@ class Inputs:
         self._messages: dict[tuple[str, int], list[tk.Packed]] = {}
 
     def _layers(self, flat: Any) -> Any:
-        if not self._case.model:
+        if not self._case.model and self._case.layers == 1:
             return flat
         layers, first = [], 0
         for shape in self._case.shapes:
@@ -249,7 +254,7 @@ def groups(quick: bool, threads: Sequence[int], free: int, device: str = "cpu") 
     Yields
     ------
     list of Case
-        Framework left as it is.
+        Framework as the place where they are measured has it.
     """
     base = Case("operations", "encode", 0, device=device)
     for size in QUICK_SIZES if quick else SIZES:
@@ -276,6 +281,11 @@ def groups(quick: bool, threads: Sequence[int], free: int, device: str = "cpu") 
                         replace(base, section="threads", operation=name, elements=size, threads=count)
                         for name in shared
                     ]
+    for layers in (1, 16, 256, 4096):
+        yield [
+            replace(base, section="layers", operation=name, elements=LAYERED, layers=layers)
+            for name in ("encode", "decode")
+        ]
     for model, shapes in MODELS.items():
         table = shapes()
         size = sum(map(math.prod, table))
@@ -320,6 +330,7 @@ def bounded_rows(
     dict
         A row for each case and clock of the place.
     """
+    cases = [replace(case, framework=place.name) for case in cases]
     threads = cases[0].threads
     before = tk.get_num_threads()
     if place.device == "cpu":
@@ -350,11 +361,12 @@ def bounded_rows(
                 for case, ready, bound, timing in zip(cases, prepared, wanted, timings, strict=False):
                     measured = [(part, of_part[part].less(overhead)) for part in bound]
                     yield row(case, timing, ready, measured, clock.cache)
-                shown = cases[0].section == "operations" or (cases[0].section == "threads" and threads > 1)
-                for part in parts if shown else ():
-                    if part.what != "add_one" and part.amount == most:
-                        memory = replace(cases[0], section="memory", operation=part.what, packing="")
-                        yield row(memory, of_part[part], Prepared(lambda: None, (most,), 0), [], clock.cache)
+                if cases[0].section == "operations" or (cases[0].section == "threads" and threads > 1):
+                    for part in parts:
+                        if part.what in ("read", "fill", "copy") and part.amount == most:
+                            memory = replace(cases[0], section="memory", operation=part.what, packing="")
+                            moved = Prepared(lambda: None, (most,) * (2 if part.what == "copy" else 1), 0)
+                            yield row(memory, of_part[part], moved, cache=clock.cache)
     finally:
         tk.set_num_threads(before)
 
@@ -412,7 +424,7 @@ def _spelled(parts: Sequence[Part]) -> Iterator[str]:
 
 # ---- what a call costs in each framework
 
-#: How each makes an array of NumPy's. Paddle comes before TensorFlow: in the other order the process ends.
+#: How each makes an array of NumPy's.
 _FRAMEWORKS: dict[str, Callable[[Any, Any], Any]] = {
     "numpy": lambda _, values: values,
     "torch": lambda torch, values: torch.from_numpy(values),
@@ -428,6 +440,8 @@ SMALL = 1024
 def frameworks(effort: Effort, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Measure what a small call costs in each framework that is installed, beside the framework's own ``x + 1``.
 
+    Each in a process of its own: some pairs of frameworks end a process that they share.
+
     Parameters
     ----------
     effort : Effort
@@ -440,19 +454,25 @@ def frameworks(effort: Effort, note: Callable[[str], None]) -> Iterator[dict[str
     dict
         A row for each framework and operation.
     """
+    for name in _FRAMEWORKS:
+        if importlib.util.find_spec(name) is None:
+            note(f"framework {name}: not installed")
+            continue
+        command = [sys.executable, "-c", f"from {__name__} import _alone; _alone({name!r}, {tuple(effort)!r})"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2] or f"ended with {done.returncode}"
+            note(f"framework {name}: {last}")
+            continue
+        yield from json.loads(done.stdout.splitlines()[-1])
+
+
+def _alone(name: str, effort: tuple[float, float, int, int]) -> None:
+    """Print the rows of one framework, as JSON in the last line."""
     values = np.random.default_rng(0).standard_normal(SMALL, dtype=np.float32)
-    before = tk.get_num_threads()
     tk.set_num_threads(1)
-    try:
-        for name, make in _FRAMEWORKS.items():
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                note(f"framework {name}: not installed")
-                continue
-            yield from _framework_rows(name, module, make(module, values), effort)
-    finally:
-        tk.set_num_threads(before)
+    module = importlib.import_module(name)
+    print(json.dumps(list(_framework_rows(name, module, _FRAMEWORKS[name](module, values), Effort(*effort)))))
 
 
 def _framework_rows(name: str, module: Any, x: Any, effort: Effort) -> Iterator[dict[str, Any]]:

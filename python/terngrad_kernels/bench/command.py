@@ -18,7 +18,7 @@ from . import cases, measure, peers, report
 __all__ = ["main", "run"]
 
 FORMAT = "terngrad_kernels bench 1"
-SECTIONS = ("operations", "dtypes", "threads", "models", "frameworks", "peers")
+SECTIONS = ("operations", "dtypes", "threads", "layers", "models", "frameworks", "peers")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -77,12 +77,12 @@ def run(
     dict
         format, machine, noise, warnings, options, left_out and rows, ready for JSON.
     """
-    peers.one_thread_each()
+    peers.set_up_frameworks()
     place = _place(device)
     effort = measure.QUICK if quick else measure.FULL
     machine = measure.machine()
     state = measure.noise()
-    for warning in measure.noise_warnings(state, machine["cores"]):
+    for warning in measure.noise_warnings(state):
         print(f"warning: {warning}", file=sys.stderr)
     plan = [
         group
@@ -93,7 +93,7 @@ def run(
     left_out: list[str] = []
     rows: list[dict[str, Any]] = []
     before = tk.get_num_threads()
-    total = sum(map(len, plan)) + ("peers" in only) * len(peers.PEERS)
+    total = sum(map(len, plan)) + ("peers" in only) * sum(device in peer.devices for peer in peers.PEERS)
     try:
         with report.progress(total) as step:
             for group in plan:
@@ -115,7 +115,7 @@ def run(
         "format": FORMAT,
         "machine": machine,
         "noise": state,
-        "warnings": measure.noise_warnings(state, machine["cores"]),
+        "warnings": measure.noise_warnings(state),
         "options": {"quick": quick, "only": list(only), "most": most, "device": device},
         "left_out": left_out,
         "rows": rows,

@@ -32,6 +32,7 @@ __all__ = [
     "CpuPlace",
     "CudaPlace",
     "Effort",
+    "EventClock",
     "Part",
     "Place",
     "Timing",
@@ -53,7 +54,7 @@ class Effort(NamedTuple):
     most: int
 
 
-QUICK = Effort(0.002, 0.08, 5, 15)
+QUICK = Effort(0.002, 0.1, 5, 21)
 FULL = Effort(0.01, 0.5, 9, 41)
 
 
@@ -86,6 +87,8 @@ class Clock:
     """Seconds of a call that has done its work when it returns."""
 
     cache = "warm"
+    #: Calls of one round.
+    most_repeats = 1_000_000
 
     def seconds(self, call: Call, repeats: int) -> float:
         """Return the mean of some calls in a row."""
@@ -96,7 +99,7 @@ class Clock:
 
 
 class EventClock(Clock):
-    """Seconds of work on a GPU, between two events of its stream.
+    """Seconds of work on a GPU, between two events of its stream around each call.
 
     Parameters
     ----------
@@ -104,27 +107,35 @@ class EventClock(Clock):
         Makes an event, with ``record`` and ``synchronize``.
     elapsed : callable
         Milliseconds between two events.
+    hold : callable, optional
+        Keeps the GPU busy while the host queues the call, so that no time of the host's is measured.
     flush : callable, optional
         Sweeps the L2 cache, before each call and outside of the events. None: what the call before left there.
     """
 
-    def __init__(self, event: Call, elapsed: Callable[[Any, Any], float], flush: Call | None = None) -> None:
+    most_repeats = 10
+
+    def __init__(
+        self,
+        event: Call,
+        elapsed: Callable[[Any, Any], float],
+        hold: Call | None = None,
+        flush: Call | None = None,
+    ) -> None:
         self._event = event
         self._elapsed = elapsed
-        self._flush = flush
+        self._before = [call for call in (flush, hold) if call is not None]
         self.cache = "warm" if flush is None else "flushed"
 
     def seconds(self, call: Call, repeats: int) -> float:
-        """Return the mean of some calls; one pair of events around all, or around each where the cache is flushed."""
-        groups, each = (1, repeats) if self._flush is None else (repeats, 1)
+        """Return the mean of some calls."""
         pairs = []
-        for _ in range(groups):
-            if self._flush is not None:
-                self._flush()
+        for _ in range(repeats):
+            for prepare in self._before:
+                prepare()
             first, last = self._event(), self._event()
             first.record()
-            for _ in range(each):
-                call()
+            call()
             last.record()
             pairs.append((first, last))
         pairs[-1][1].synchronize()
@@ -161,7 +172,7 @@ def alternate(
         once = clock.seconds(call, 1)
         if once < effort.round:
             once = min(once, clock.seconds(call, max(1, min(100, int(effort.round / max(once, 1e-9))))))
-        repeats.append(max(1, round(effort.round / max(once, 1e-9))))
+        repeats.append(min(clock.most_repeats, max(1, round(effort.round / max(once, 1e-9)))))
         rounds.append(min(effort.most, max(effort.least, int(effort.row / (once * repeats[-1])))))
     seconds: list[list[float]] = [[] for _ in calls]
     total = max(rounds, default=0)
@@ -205,10 +216,6 @@ class Place:
         """Return NumPy's values as this framework's array."""
         raise NotImplementedError
 
-    def empty(self, shape: Any, dtype: str) -> Any:
-        """Return a new array of zeros."""
-        return self.array(np.zeros(shape, np.uint8 if dtype == "bfloat16" else dtype), dtype)
-
     def clocks(self) -> list[Clock]:
         """Return the ways to take times here."""
         return [Clock()]
@@ -217,9 +224,6 @@ class Place:
     def memory(self, nbytes: int, threads: int) -> Iterator[Callable[[Part], Call]]:
         """Lend two buffers of so many bytes, and what makes calls of parts."""
         raise NotImplementedError
-
-    def wait(self) -> None:
-        """Return once all work is done."""
 
     def free(self) -> int:
         """Return the bytes of memory that are free."""
@@ -316,16 +320,12 @@ class CudaPlace(Place):
             return made.to(getattr(self._module, dtype))
         return self._module.asarray(CpuPlace().array(values, dtype))
 
-    def wait(self) -> None:
-        """Wait for the device."""
-        (self._module.cuda if self.name == "torch" else self._module.cuda.Device()).synchronize()
-
     def clocks(self) -> list[Clock]:
         """Events, with what is in the L2 cache left there, and with it swept."""
         cuda = self._module.cuda
         if self.name == "torch":
             l2 = int(cuda.get_device_properties(cuda.current_device()).L2_cache_size)
-            sweep = self._module.zeros(2 * l2, dtype=self._module.uint8, device="cuda")
+            sweep = self.array(np.zeros(4 * l2, np.uint8), "uint8")
 
             def timed() -> Any:
                 return cuda.Event(enable_timing=True)
@@ -333,10 +333,13 @@ class CudaPlace(Place):
             def elapsed(first: Any, last: Any) -> float:
                 return float(first.elapsed_time(last))
 
-            return [EventClock(timed, elapsed), EventClock(timed, elapsed, sweep.zero_)]
-        sweep = self._module.zeros(2 * int(cuda.Device().attributes["L2CacheSize"]), self._module.uint8)
+            def hold() -> None:  # some 0.3 ms, longer than a call takes to queue
+                cuda._sleep(600_000)
+
+            return [EventClock(timed, elapsed, hold), EventClock(timed, elapsed, hold, sweep.zero_)]
+        sweep = self._module.zeros(4 * int(cuda.Device().attributes["L2CacheSize"]), self._module.uint8)
         plain = EventClock(cuda.Event, cuda.get_elapsed_time)
-        return [plain, EventClock(cuda.Event, cuda.get_elapsed_time, lambda: sweep.fill(0))]
+        return [plain, EventClock(cuda.Event, cuda.get_elapsed_time, flush=lambda: sweep.fill(0))]
 
     @contextmanager
     def memory(self, nbytes: int, threads: int) -> Iterator[Callable[[Part], Call]]:
@@ -393,10 +396,25 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _steal() -> tuple[int, int]:
-    """Ticks that the hypervisor gave to others, and all ticks."""
-    fields = [int(value) for value in (_text("/proc/stat") or "cpu 0").splitlines()[0].split()[1:]]
-    return (fields[7] if len(fields) > 7 else 0), sum(fields[:8])
+class _Ticks(NamedTuple):
+    """Seconds of all processors since some time: all of them, those not idle, those that the hypervisor took, ours."""
+
+    total: float
+    busy: float
+    stolen: float
+    own: float
+
+    @classmethod
+    def now(cls) -> _Ticks:
+        fields = [int(value) for value in (_text("/proc/stat") or "cpu 0 0 0 0 0 0 0 0").splitlines()[0].split()[1:9]]
+        user, nice, system, _, _, interrupts, soft, stolen = (value / os.sysconf("SC_CLK_TCK") for value in fields)
+        own = sum(os.times()[:4])
+        return cls(sum(fields) / os.sysconf("SC_CLK_TCK"), user + nice + system + interrupts + soft, stolen, own)
+
+    def others(self, later: _Ticks) -> float:
+        """Return the share of the processors' time that other processes took."""
+        taken = later.busy - self.busy - (later.own - self.own)
+        return round(max(0.0, taken) / max(1e-9, later.total - self.total), 4)
 
 
 def _clock_probe() -> float:
@@ -414,36 +432,38 @@ def _clock_probe() -> float:
 def noise(before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Say what may disturb: called before measuring, and again, with what it said then, after."""
     cpu = "/sys/devices/system/cpu"
-    stolen, ticks = _steal()
+    ticks = _Ticks.now()
     probe = _clock_probe()
     if before is not None:
-        first_stolen, first_ticks = before.pop("ticks")
+        first: _Ticks = before["ticks"]
         return {
-            **before,
+            **{key: value for key, value in before.items() if key != "ticks"},
             "end": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "load_at_end": round(os.getloadavg()[0], 2),
-            "steal": round((stolen - first_stolen) / max(1, ticks - first_ticks), 4),
+            "others": first.others(ticks),
+            "steal": round((ticks.stolen - first.stolen) / max(1e-9, ticks.total - first.total), 4),
             "clock_probe_us": [*before["clock_probe_us"], round(probe * 1e6, 3)],
         }
+    time.sleep(0.5)
+    begun = _Ticks.now()
     turbo = _text(f"{cpu}/cpufreq/boost") or {"0": "1", "1": "0"}.get(_text(f"{cpu}/intel_pstate/no_turbo") or "")
     return {
         "start": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "load_at_start": round(os.getloadavg()[0], 2),
+        "others_at_start": ticks.others(begun),
         "governor": _text(f"{cpu}/cpu0/cpufreq/scaling_governor") or "not shown (a virtual machine, or no cpufreq)",
         "turbo": {"1": "on", "0": "off"}.get(turbo or "", "not shown"),
         "clock_probe_us": [round(probe * 1e6, 3)],
-        "ticks": (stolen, ticks),
+        "ticks": begun,
     }
 
 
-def noise_warnings(state: dict[str, Any], cores: int) -> list[str]:
+def noise_warnings(state: dict[str, Any]) -> list[str]:
     """Say in words what is wrong with the circumstances, if anything."""
     warnings = []
-    if state["load_at_start"] > 0.3 * cores:
-        warnings.append(
-            f"load average {state['load_at_start']} on {cores} cores at the start: others were at work, "
-            "only ratios mean anything"
-        )
+    others = state.get("others", state["others_at_start"])
+    if others > 0.05:
+        warnings.append(f"other processes took {others:.0%} of the processors' time: only ratios mean anything")
     if state.get("steal", 0) > 0.02:
         warnings.append(f"the hypervisor gave {state['steal']:.1%} of the time to others")
     probes = state["clock_probe_us"]

@@ -214,6 +214,28 @@ def threads(result: Result) -> Any:
     return figure
 
 
+def layers(result: Result) -> Any:
+    """Time an element against the number of layers that the same elements are shared out to."""
+    rows = _one_cache(select(result, "layers"))
+    if not rows:
+        return None
+    figure, axes = _axes()
+    for name in dict.fromkeys(row["operation"] for row in rows):
+        line = [row for row in rows if row["operation"] == name]
+        x, color = [row["layers"] for row in line], _COLOURS[name]
+        axes.plot(x, [row["ns_per_element"] for row in line], "o-", color=color, linewidth=2, label=name)
+        axes.plot(x, [row["bound"]["seconds"] / row["elements"] * 1e9 for row in line], ":", color=color, linewidth=1.4)
+    counts = sorted({row["layers"] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"layers of {size_name(rows[0]['elements'])} elements in all (dotted: the bound)")
+    axes.set_ylabel("ns an element")
+    _legend(axes)
+    return figure
+
+
 def models(result: Result) -> Any:
     """Time an element of each network's layers, in one call."""
     rows = [row for row in _one_cache(select(result, "models")) if row["operation"] in ("encode", "decode")]
@@ -294,6 +316,7 @@ PLOTS: tuple[tuple[str, str, str, Callable[[Result], Any]], ...] = (
         sizes,
     ),
     ("models", "Networks", "All layers in one call, a scale a layer.", models),
+    ("layers", "Layers", "The same elements, shared out to one layer and to thousands in one call.", layers),
     ("threads", "Threads", "The same work shared out; memory is shared too.", threads),
     (
         "frameworks",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import terngrad_kernels as tk
 
 from .cases import Case, row
-from .measure import Effort, Place, alternate
+from .measure import Clock, Effort, EventClock, Place, Timing, alternate
 
 __all__ = ["PEERS", "Drawing", "Peer", "Verdict", "check", "grace_compress", "measure_peers", "sigma_levels"]
 
@@ -40,6 +40,8 @@ class Drawing(NamedTuple):
     seed: Callable[[int], Any]
     decode: Callable[[Any, int], Array]
     levels: Callable[[Array], tuple[Array, Array, Array]] | None
+    #: On a GPU: works on a stream of its own, so that only the host's clock sees it.
+    own_stream: bool = False
 
 
 class Peer(NamedTuple):
@@ -80,6 +82,10 @@ def _ternary_levels(x: Array, limit: float) -> tuple[Array, Array, Array]:
 
 def _our_levels(x: Array) -> tuple[Array, Array, Array]:
     return _ternary_levels(x, float(tk.scales(x).limit[0]))
+
+
+def _rms_levels(x: Array) -> tuple[Array, Array, Array]:
+    return _ternary_levels(x, CLIP * math.sqrt(np.square(x, dtype=np.float64).mean()))
 
 
 def _range_levels(x: Array) -> tuple[Array, Array, Array]:
@@ -281,7 +287,7 @@ def _numpy_packed(place: Place) -> Drawing:
 
 def _neighbours(result: tuple[Any, Any], n: int) -> Array:
     """Decode four neighbours in a byte."""
-    payload, scale = result
+    payload, scale = map(_host, result)
     values: Array = _CODES[payload[:, None] >> np.arange(0, 8, 2) & 3].reshape(-1)[:n]
     return values * float(scale)
 
@@ -347,7 +353,8 @@ def _torch_array(place: Place) -> tuple[Any, Callable[[Array], Any]]:
     torch = importlib.import_module("torch")
     if place.device == "cpu":
         torch.set_num_threads(1)
-    return torch, lambda values: torch.from_numpy(values).to(place.device)
+        return torch, torch.from_numpy
+    return torch, place.array if place.name == "torch" else lambda values: torch.from_numpy(values).cuda()
 
 
 def _torch_function(torch: Any) -> Callable[[Any], tuple[Any, Any]]:
@@ -360,6 +367,14 @@ def _torch_function(torch: Any) -> Callable[[Any], tuple[Any, Any]]:
         return (clipped.sign() * fires).to(torch.int8), scale
 
     return ternarize
+
+
+def _triton(place: Place) -> Drawing:
+    torch, array = _torch_array(place)
+    encode = importlib.import_module(f"{__package__}.triton_peer").encoder(torch, CLIP)
+    state = {"seed": 1}
+    seed = lambda seed: state.update(seed=seed)  # noqa: E731
+    return Drawing(array, lambda x: encode(x, state["seed"]), seed, _neighbours, _rms_levels)
 
 
 def _torch_eager(place: Place) -> Drawing:
@@ -393,6 +408,7 @@ def _jax_jit(place: Place) -> Drawing:
         lambda seed: state.update(key=jax.random.key(seed)),
         _unpacked,
         sigma_levels,
+        own_stream=True,
     )
 
 
@@ -489,6 +505,14 @@ PEERS: tuple[Peer, ...] = (
     Peer("JAX jit", ANYWHERE, ("jax",), 8, f"fused by XLA, Threefry draws; {_UNPACKED}", _jax_jit),
     Peer("CuPy", ("cuda",), ("cupy",), 8, f"NumPy's program on the GPU; {_UNPACKED}", _cupy),
     Peer(
+        "Triton",
+        ("cuda",),
+        ("triton", "torch"),
+        2,
+        "two kernels by hand, reductions by torch between them; packed, a seed a call",
+        _triton,
+    ),
+    Peer(
         "GRACE",
         ANYWHERE,
         ("torch",),
@@ -512,8 +536,9 @@ PEERS: tuple[Peer, ...] = (
 # ---- measuring them
 
 
-def one_thread_each() -> None:
-    """Keep XLA to one thread, as the others are; only before JAX is imported."""
+def set_up_frameworks() -> None:
+    """Keep XLA to one thread, as the others are, and TensorFlow quiet; works before they are imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 
@@ -567,13 +592,20 @@ def measure_peers(
             del verdicts[len(ready) :]
             continue
         ready.append((peer, drawing, drawing.array(large)))
-    calls = [lambda drawing=drawing, x=x: drawing.encode(x) for _, drawing, x in ready]
     for clock in place.clocks():
-        timings = alternate(calls, clock, effort, lambda i: done(ready[i][0].name))
-        for (peer, _, _), timing, verdict in zip(ready, timings, verdicts, strict=True):
+        by_host = [drawing.own_stream and isinstance(clock, EventClock) for _, drawing, _ in ready]
+        timings: dict[int, Timing] = {}
+        for host in (False, True):
+            chosen = [i for i in range(len(ready)) if by_host[i] is host]
+            calls = [lambda i=i: ready[i][1].encode(ready[i][2]) for i in chosen]
+            told = lambda k, chosen=chosen: done(ready[chosen[k]][0].name)  # noqa: E731
+            timings |= zip(chosen, alternate(calls, Clock() if host else clock, effort, told), strict=True)
+        for i, (peer, _, _) in enumerate(ready):
             case = Case("peers", peer.name, elements, packing="", device=place.device, framework=place.name)
-            made = row(case, timing, cache=clock.cache)
-            yield {**made, "bits": peer.bits, "says": peer.says, "check": verdict and verdict._asdict()}
+            says = peer.says + (" (by the host's clock)" if by_host[i] else "")
+            verdict = verdicts[i]
+            made = row(case, timings[i], cache=clock.cache)
+            yield {**made, "bits": peer.bits, "says": says, "check": verdict and verdict._asdict()}
 
 
 def _verdict(drawing: Drawing, x: Array) -> Verdict | None:

@@ -145,6 +145,13 @@ def tables(result: Result) -> list[Table]:
         ),
     )
     add(
+        "layers",
+        "Operations by layers",
+        "One thread, float32, equal layers in one call, a scale each.",
+        ("operation", "elements", "layers"),
+        lambda row: (_operation(row), size_name(row["elements"]), str(row["layers"])),
+    )
+    add(
         "threads",
         "Operations by threads",
         "float32; the bound has as many threads.",
@@ -226,7 +233,8 @@ def machine_lines(result: Result) -> list[str]:
         f"{', '.join(machine['instruction_sets_here'])}, {machine['compiler']}, Python {machine['python']}, "
         f"NumPy {machine['numpy']}; devices: {devices}",
         f"{noise['start']} to {noise['end']}; load {noise['load_at_start']} at the start, "
-        f"{noise['load_at_end']} at the end; steal {noise['steal']:.1%}; governor {noise['governor']}; "
+        f"{noise['load_at_end']} at the end; other processes {noise['others']:.1%}, hypervisor "
+        f"{noise['steal']:.1%} of the time; governor {noise['governor']}; "
         f"turbo {noise['turbo']}; clock probe {probes}",
     ]
 
@@ -334,7 +342,19 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 # ---- two runs
 
-_KEY = ("section", "operation", "model", "elements", "dtype", "packing", "framework", "device", "threads", "cache")
+_KEY = (
+    "section",
+    "operation",
+    "model",
+    "elements",
+    "layers",
+    "dtype",
+    "packing",
+    "framework",
+    "device",
+    "threads",
+    "cache",
+)
 #: Changes below are not called changes, whatever the spread says.
 LEAST_CHANGE = 0.05
 

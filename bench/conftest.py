@@ -1,44 +1,43 @@
-"""What the benchmarks share: sizes, one gradient a size, one thread unless told otherwise."""
+"""The cases of `python -m terngrad_kernels bench --quick` under pytest-benchmark: one file an operation."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pytest
 
 import terngrad_kernels as tk
-
-#: A call's overhead, a layer in the L2 cache, a network the size of ResNet-50 in memory.
-SIZES = (1024, 65_536, 25_600_000)
-
-
-@cache
-def gradient(n: int) -> Any:
-    return np.random.default_rng(n).standard_normal(n, dtype=np.float32)
+from terngrad_kernels.bench.cases import Case, Inputs, groups, prepare
+from terngrad_kernels.bench.measure import CpuPlace
 
 
-@pytest.fixture(params=SIZES, ids=lambda n: f"{n}")
-def x(request: pytest.FixtureRequest) -> Any:
-    return gradient(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        operation = metafunc.module.__name__.removeprefix("bench_")
+        threads = [1, len(os.sched_getaffinity(0))]
+        cases = [case for group in groups(True, threads, CpuPlace().free()) for case in group]
+        mine = [case for case in cases if case.operation == operation]
+        metafunc.parametrize("case", mine, ids=_name)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = tk.get_num_threads()
-    tk.set_num_threads(1)
-    yield
-    tk.set_num_threads(before)
+def _name(case: Case) -> str:
+    size = case.model or f"{case.elements}"
+    return f"{case.section}-{size}-{case.dtype}-{case.packing}-{case.threads} threads".replace(" ", "_")
 
 
 @pytest.fixture
-def measure(benchmark: Any) -> Callable[..., Any]:
-    """Time a call and note how many elements it takes, so that the table can say ns an element."""
+def measure(benchmark: Any, case: Case) -> Iterator[Callable[[], None]]:
+    """Time the case, and note what it is and the bytes that it moves."""
+    before = tk.get_num_threads()
+    tk.set_num_threads(case.threads)
 
-    def run(call: Callable[[], Any], elements: int, **notes: Any) -> Any:
-        benchmark.extra_info.update(elements=elements, **notes)
-        return benchmark(call)
+    def run() -> None:
+        ready = prepare(case, Inputs(case, CpuPlace()))
+        benchmark.extra_info.update(asdict(case), bytes=ready.moved)
+        benchmark(ready.call)
 
-    return run
+    yield run
+    tk.set_num_threads(before)

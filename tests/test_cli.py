@@ -72,7 +72,7 @@ def test_info_lines_are_aligned_and_nested() -> None:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     done = run(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert all(f"\n    {command} " in done.stdout for command in ("info", "selftest", "demo"))
+    assert all(f"\n    {command} " in done.stdout for command in ("info", "selftest", "demo", "bench"))
 
 
 def test_demo_help_is_the_demos(tmp_path: Path) -> None:
@@ -81,6 +81,24 @@ def test_demo_help_is_the_demos(tmp_path: Path) -> None:
     for option in ("steps", "workers", "packing", "clip", "seed", "device", "no-plot", "plot", "json"):
         assert f"--{option}" in done.stdout
     assert "[--packing {two_bit,base3}]" in " ".join(done.stdout.split())
+
+
+def test_bench_help_is_the_benchs(tmp_path: Path) -> None:
+    done = run(tmp_path, "bench", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for option in (
+        "quick",
+        "only",
+        "most",
+        "device",
+        "json",
+        "markdown",
+        "html",
+        "compare",
+        "fail-on-regression",
+        "show",
+    ):
+        assert f"--{option}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -92,6 +110,7 @@ def test_demo_help_is_the_demos(tmp_path: Path) -> None:
         (("info", "nonsense"), "nonsense"),
         (("--nonsense", "info"), "--nonsense"),
         (("demo", "nonsense"), "nonsense"),
+        (("bench", "nonsense"), "nonsense"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
@@ -118,7 +137,7 @@ def test_selftest_status(monkeypatch: pytest.MonkeyPatch, failures: int, status:
 def test_commands_are_imported_when_used(tmp_path: Path) -> None:
     script = (
         "import sys; from terngrad_kernels.__main__ import main; main(['info'])\n"
-        "names = ['terngrad_kernels.demo', 'terngrad_kernels.selftest', 'matplotlib', 'mlxtend']\n"
+        "names = ['terngrad_kernels.' + name for name in ('bench', 'demo', 'selftest')] + ['matplotlib', 'mlxtend']\n"
         "sys.exit(str([name for name in names if name in sys.modules] or ''))"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The command line: ``python -m terngrad_kernels {info,selftest,demo}``.
+"""The command line: ``python -m terngrad_kernels {info,selftest,demo,bench}``.
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
@@ -61,8 +61,15 @@ def demo(arguments: Sequence[str]) -> int:
     return module.main(arguments)
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """Measure the kernels beside their bounds and peers; the command reads its own arguments."""
+    from .bench import command
+
+    return command.main(arguments)
+
+
 def argument_parser() -> argparse.ArgumentParser:
-    """The command line but for the demo's own options, which are read by its module."""
+    """The command line but for the options of the demo and the bench, which are read by their modules."""
     parser = argparse.ArgumentParser(
         prog="python -m terngrad_kernels",
         description="TernGrad encode and decode kernels: information and checks.",
@@ -76,6 +83,7 @@ def argument_parser() -> argparse.ArgumentParser:
     about = "check the kernels of every instruction set present against golden vectors"
     commands.add_parser("selftest", help=about, description=about)
     commands.add_parser("demo", add_help=False, help="train on MNIST digits with ternary gradients")
+    commands.add_parser("bench", add_help=False, help="measure the kernels beside their bounds and their peers")
     return parser
 
 
@@ -83,8 +91,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     parser = argument_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "demo":
-        return demo(rest)
+    if arguments.command in ("demo", "bench"):
+        return (demo if arguments.command == "demo" else bench)(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return info(arguments.json) if arguments.command == "info" else selftest()

@@ -1,0 +1,7 @@
+"""pack under pytest-benchmark."""
+
+from collections.abc import Callable
+
+
+def test_pack(measure: Callable[[], None]) -> None:
+    measure()

@@ -232,8 +232,8 @@ TERNGRAD_DEVICE void sum_rows(const Messages& messages, const Piece& piece, cons
 
 template <class T>
 __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_constant__ Geometry geometry,
-                                                             const __grid_constant__ Messages messages, bool fresh,
-                                                             const __grid_constant__ Bucket out) {
+                                                                const __grid_constant__ Messages messages, bool fresh,
+                                                                const __grid_constant__ Bucket out) {
   const Unit unit = unit_of(geometry, blockIdx.x);
   if (unit.count == 0) return;
   const Piece& piece = geometry.pieces[unit.piece];

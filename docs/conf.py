@@ -32,7 +32,7 @@ default_role = "code"
 autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc's sections say what is taken and given, with shapes and dtypes
-autodoc_mock_imports = [name for name in ("torch", "jax") if not importlib.util.find_spec(name)]
+autodoc_mock_imports = [name for name in ("torch", "jax") if importlib.util.find_spec(name) is None]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 

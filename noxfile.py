@@ -77,6 +77,13 @@ def simde(session: nox.Session) -> None:
 
 
 @nox.session
+def cuda(session: nox.Session) -> None:
+    """The CUDA kernels, compiled, and run on the host."""
+    with_package(session, "test")
+    session.run(".ci/cuda", external=True)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation, into build/site; --links also follows links to other sites."""
     with_package(session)

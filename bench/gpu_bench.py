@@ -35,7 +35,7 @@ except ImportError:
 
 RESNET = 25_600_000
 LARGE = 134_217_728
-#: Cycles for which the GPU is held up at the least while the host queues a round, some 0.3 ms; and twice what that takes.
+#: Cycles for which the GPU is held up while the host queues a round: 0.3 ms, or twice what the call took to queue.
 HELD = 600_000
 
 Call = Callable[[], Any]

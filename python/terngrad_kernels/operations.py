@@ -179,8 +179,7 @@ def _queue(adapter: Adapter, like: Any, geometry: Any, measured: bool, *arrays: 
 
     `measured`: whether layers' statistics are taken. `arrays`: what `_core` is given, each an array or a tuple of them.
     """
-    stream = adapter.stream(like)
-    if stream is None:
+    if not adapter.has_streams or (stream := adapter.stream(like)) is None:
         return None
     if geometry is None:  # pack and unpack, which need no memory
         return stream, None

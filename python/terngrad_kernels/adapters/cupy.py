@@ -27,6 +27,7 @@ class CuPyAdapter:
 
     name = "cupy"
     core = _core
+    has_streams = True
 
     def accepts(self, x: Any) -> bool:
         """Arrays."""

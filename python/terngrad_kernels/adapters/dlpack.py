@@ -66,6 +66,7 @@ class DLPackAdapter:
 
     name = "dlpack"
     core = _core
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Whatever has the method; what it gives is seen when it is called."""

@@ -407,6 +407,7 @@ class JaxAdapter:
 
     name = "jax"
     core = _Core()
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Arrays and tracers."""

@@ -20,6 +20,7 @@ class NumpyAdapter:
 
     name = "numpy"
     core = _core
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Masked arrays are refused: their masks would be lost."""

@@ -39,6 +39,7 @@ class PaddleAdapter:
 
     name = "paddle"
     core = _core
+    has_streams = True
 
     def accepts(self, x: Any) -> bool:
         """Tensors, and the values of static graphs, which `dense` refuses with the reason."""

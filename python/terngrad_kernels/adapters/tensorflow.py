@@ -17,6 +17,7 @@ class TensorFlowAdapter:
 
     name = "tensorflow"
     core = _core
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Dense tensors, variables, and symbolic tensors, which `dense` refuses with the reason."""

@@ -49,6 +49,7 @@ class TorchAdapter:
 
     name = "torch"
     core = _core
+    has_streams = True
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from . import Adapter, adapter_of, no_stream
+from ..adapters import Adapter, adapter_of, no_stream
 
 _HOST = (1, 0)  # kDLCPU, and its number
 _CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..adapters import no_stream
 from ..packed import PYTREES
-from . import no_stream
 
 # ---- what both kinds have in common
 

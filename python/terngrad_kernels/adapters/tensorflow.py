@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from .. import _core
-from . import no_stream
+from ..adapters import no_stream
 
 
 class TensorFlowAdapter:

@@ -266,7 +266,10 @@ def gloo(world: int) -> None:
     found: dict[tuple[str, str, int], Any] = {}
     for device in ("cpu", "cuda:0"):
         queue = context.Queue()
-        processes = [context.Process(target=rank_of, args=(rank, world, store, device, queue)) for rank in range(world)]
+        processes = [
+            context.Process(target=rank_of, args=(rank, world, store, device, queue), daemon=True)
+            for rank in range(world)
+        ]
         for process in processes:
             process.start()
         while len(found) < world * len(STRATEGIES) * (1 if device == "cpu" else 2):

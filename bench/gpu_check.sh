@@ -95,7 +95,7 @@ for stage in $stages; do
       ;;
     bench)
       # shellcheck disable=SC2086
-      step bench "$(limit 75 570)" bench.log python3 bench/bench_cuda.py "$out" ${long:+--slow} $([ "$long" ] || echo --quick)
+      step bench "$(limit 75 570)" bench.log python3 bench/gpu_bench.py "$out" ${long:+--slow} $([ "$long" ] || echo --quick)
       ;;
     ddp)
       step "one process, NCCL: overhead, overlap, no waits" 200 ddp.log python3 bench/gpu_check.py ddp

@@ -434,6 +434,12 @@ CUDA_FRAMEWORKS: dict[str, type[Framework]] = {
 }
 
 
+def skip_if_cuda_is_built(device_type: Any) -> None:
+    """Skip a test of what a build without CUDA kernels says of arrays on a CUDA device."""
+    if device_type in (2, 13) and (_core.CUDA_BUILT or _core.EMULATED):
+        pytest.skip("this build takes arrays on CUDA devices")
+
+
 def no_cuda() -> str | None:
     """Say why nothing can run on a CUDA device here; None if it can."""
     if not _core.CUDA_BUILT:

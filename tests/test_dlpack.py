@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import producer
 import pytest
-from arrays import DTYPES, FRAMEWORKS, Array, assert_same, layer
+from arrays import DTYPES, FRAMEWORKS, Array, assert_same, layer, skip_if_cuda_is_built
 from producer import Producer
 
 import reference as ref
@@ -115,10 +116,31 @@ def test_what_a_tensor_may_leave_out() -> None:
     ids=str,
 )
 def test_tensors_that_are_refused(version: Any, tensor: Any, error: type[Exception], text: str) -> None:
+    skip_if_cuda_is_built(tensor.get("device_type"))
     with pytest.raises(error, match=f"^x: {text}"):
         tk.encode(Producer(X, version, **tensor))
     with pytest.raises(error, match=rf"^x\[1\]: {text}"):
         tk.encode([Producer(X), Producer(X, version, **tensor)])
+
+
+def test_unknown_arrays_on_a_gpu_are_looked_at_through_a_loaded_framework(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here NumPy stands in for CuPy: what is seen, and what results come in, are its arrays."""
+    monkeypatch.setattr(_core, "CUDA_BUILT", True)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(from_dlpack=lambda x: x.array))
+    x, want = Producer(X, device_type=2), tk.encode(X, seed=3)
+    packed = tk.encode([x, x], seed=3)
+    assert type(packed.data) is np.ndarray
+    assert_same(packed.data, tk.encode([X, X], seed=3).data)
+    assert_same(tk.decode(tk.encode(x, seed=3)), tk.decode(want))
+    assert_same(tk.clip(x, scales=tk.scales(x)), tk.clip(X))
+    blob = tk.to_bytes(want)
+    assert_same(tk.from_bytes(blob, like=x).data, want.data)
+    with pytest.raises(ValueError, match=r"^stream: CPU arrays have none"):
+        tk.encode(x, stream=3)  # which NumPy says
+    for name in ("cupy", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(TypeError, match=r"^x: on a CUDA device, and neither CuPy nor PyTorch is loaded"):
+        tk.encode(x)
 
 
 def test_what_is_no_producer() -> None:

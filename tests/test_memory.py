@@ -14,7 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import DTYPES, PACKINGS, TERNARY, Array, assert_same, bits_of, bucket, flat, layer
+from arrays import (
+    DTYPES,
+    PACKINGS,
+    TERNARY,
+    Array,
+    assert_same,
+    bits_of,
+    bucket,
+    flat,
+    layer,
+    skip_if_cuda_is_built,
+)
 
 import reference as ref
 import terngrad_kernels as tk
@@ -625,6 +636,7 @@ BOGUS = 0xDEAD0000  # an address that faults if it is looked at
     ids=str,
 )
 def test_what_a_producer_may_not_give(fields: dict[str, Any], error: type[Exception], text: str) -> None:
+    skip_if_cuda_is_built(fields.get("device_type"))
     producer = Producer(TRITS, **fields)
     out = np.full(PAYLOAD.shape, 0xAA, np.uint8)
     with pytest.raises(error, match=text):

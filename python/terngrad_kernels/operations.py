@@ -50,7 +50,10 @@ class _Bucket(NamedTuple):
 def _dense(x: Any, argument: str) -> tuple[Adapter, Any]:
     """Return the adapter of an array, and the array as `_core` and the adapter can read it."""
     adapter = adapter_of(x, argument)
-    return adapter, adapter.dense(x, argument)
+    array = adapter.dense(x, argument)
+    if adapter.name == "dlpack":  # which looks at a GPU's arrays as those of a framework that is loaded
+        adapter = adapter_of(array, argument)
+    return adapter, array
 
 
 def _one(x: Any, argument: str) -> tuple[Adapter, Any, str]:
@@ -176,8 +179,7 @@ def _queue(adapter: Adapter, like: Any, geometry: Any, measured: bool, *arrays: 
 
     `measured`: whether layers' statistics are taken. `arrays`: what `_core` is given, each an array or a tuple of them.
     """
-    stream = adapter.stream(like)
-    if stream is None:
+    if not adapter.has_streams or (stream := adapter.stream(like)) is None:
         return None
     if geometry is None:  # pack and unpack, which need no memory
         return stream, None

@@ -19,6 +19,7 @@ class Adapter(Protocol):
     """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
 
     name: str
+    has_streams: bool  # whether it shows streams of devices: else `stream` gives None, and need not be asked
 
     @property
     def core(self) -> Any:

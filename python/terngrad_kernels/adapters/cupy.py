@@ -9,7 +9,7 @@ from typing import Any
 import cupy
 
 from .. import _core
-from . import handle_of
+from ..adapters import handle_of
 
 
 class _Handle:
@@ -27,6 +27,7 @@ class CuPyAdapter:
 
     name = "cupy"
     core = _core
+    has_streams = True
 
     def accepts(self, x: Any) -> bool:
         """Arrays."""

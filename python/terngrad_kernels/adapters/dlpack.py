@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from . import Adapter, adapter_of, no_stream
+from ..adapters import Adapter, adapter_of, no_stream
 
 _HOST = (1, 0)  # kDLCPU, and its number
 _CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -54,15 +54,19 @@ def _view(x: Any, argument: str) -> Any:
 
 
 def _known(x: Any) -> Adapter | None:
-    """Return the adapter of an array on a GPU."""
-    return None if x is None or isinstance(x, (Array, _core.Buffer)) else adapter_of(x, "x")
+    """Return the adapter of what `_view` gave for an array on a GPU."""
+    return None if isinstance(x, Array) else adapter_of(x, "x")
 
 
 class DLPackAdapter:
-    """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as `_view` gives them, and so are results."""
+    """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as `_view` gives them.
+
+    Operations on those of a GPU go on with the adapter of the framework that looked.
+    """
 
     name = "dlpack"
     core = _core
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Whatever has the method; what it gives is seen when it is called."""
@@ -77,18 +81,15 @@ class DLPackAdapter:
 
     def dtype(self, x: Any) -> str:
         """NumPy's name."""
-        known = _known(x)
-        return known.dtype(x) if known else str(x.dtype.name)
+        return str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """The host is one."""
-        known = _known(x)
-        return known.device(x) if known else "cpu"
+        """There is one."""
+        return "cpu"
 
     def stream(self, x: Any) -> int | None:
-        """None for the host."""
-        known = _known(x)
-        return known.stream(x) if known else None
+        """There is none."""
+        return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
         """There is none on the host."""
@@ -99,8 +100,7 @@ class DLPackAdapter:
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return memory aligned so that every consumer can take it over without a copy."""
-        known = _known(like)
-        return known.empty(shape, dtype, like) if known else _view(_core.Buffer(list(shape), dtype), "out")
+        return _view(_core.Buffer(list(shape), dtype), "out")
 
     def result(self, written: Any) -> Any:
         """Return the array itself."""

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..adapters import no_stream
 from ..packed import PYTREES
-from . import no_stream
 
 # ---- what both kinds have in common
 
@@ -407,6 +407,7 @@ class JaxAdapter:
 
     name = "jax"
     core = _Core()
+    has_streams = False
 
     def accepts(self, x: Any) -> bool:
         """Arrays and tracers."""

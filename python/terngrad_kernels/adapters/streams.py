@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from .. import operations
+from ..adapters import adapter_of, no_stream
 from ..packed import Counts, Packed
-from . import adapter_of, no_stream
 
 
 def _arrays(x: Any) -> Iterator[Any]:

@@ -11,9 +11,9 @@ import torch
 import torch.utils._pytree as pytree
 
 from .. import _core
+from ..adapters import handle_of, no_stream
 from ..layout import Layout
 from ..packed import PYTREES
-from . import handle_of, no_stream
 from . import torch_operators as _operators  # noqa: F401  (which registers them)
 
 _DTYPES = {
@@ -49,6 +49,7 @@ class TorchAdapter:
 
     name = "torch"
     core = _core
+    has_streams = True
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""

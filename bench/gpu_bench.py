@@ -1,4 +1,4 @@
-"""The CUDA kernels beside their bounds and their peers, in one run on one GPU: ``python bench/bench_cuda.py FOLDER``.
+"""The CUDA kernels beside their bounds and their peers, in one run on one GPU: ``python bench/gpu_bench.py FOLDER``.
 
 Writes cuda.json and cuda.md. Times are medians of CUDA events, with the GPU held up while the host queues the work, so
 that they hold no time of the host's (calls of peers that wait for the host do). "cold": the L2 cache is overwritten
@@ -9,19 +9,23 @@ for encode, plus what the message takes to write), and PyTorch's copy.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 import terngrad_kernels as tk
+from terngrad_kernels.bench.measure import CudaPlace
 from terngrad_kernels.bench.models import gpt2, resnet50
+from terngrad_kernels.bench.peers import built
 
 try:
     import triton
@@ -29,10 +33,9 @@ try:
 except ImportError:
     triton = None
 
-CLIP = 2.5
 RESNET = 25_600_000
 LARGE = 134_217_728
-#: Cycles for which the GPU is held up while the host queues a round: some 0.3 ms, longer than any call takes to queue.
+#: Cycles for which the GPU is held up while the host queues a round: 0.3 ms, or twice what the call took to queue.
 HELD = 600_000
 
 Call = Callable[[], Any]
@@ -51,12 +54,16 @@ class Clock:
         for _ in range(3):
             call()
         torch.cuda.synchronize()
+        started = perf_counter()
+        call()
+        held = max(HELD, int(4e9 * (perf_counter() - started)))
+        torch.cuda.synchronize()
         spans = []
         for k in range(rounds or self.rounds):
             if cold:
                 self.flush.fill_(k & 127)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HELD)
+            torch.cuda._sleep(held)
             start.record()
             call()
             end.record()
@@ -74,10 +81,10 @@ def host_us(call: Call, calls: int = 200, rounds: int = 15) -> float:
     for _ in range(rounds):
         torch.cuda.synchronize()
         torch.cuda._sleep(40 * HELD)
-        start = time.perf_counter()
+        start = perf_counter()
         for _ in range(calls):
             call()
-        best = min(best, (time.perf_counter() - start) / calls)
+        best = min(best, (perf_counter() - start) / calls)
     torch.cuda.synchronize()
     return 1e6 * best
 
@@ -88,14 +95,14 @@ def wall_us(call: Call, wait: Call, rounds: int = 15) -> dict[str, float]:
     spans = []
     for _ in range(rounds):
         torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = perf_counter()
         wait(call())
-        spans.append(1e6 * (time.perf_counter() - start))
+        spans.append(1e6 * (perf_counter() - start))
     low, median, high = statistics.quantiles(spans, n=4)
     return {"us": median, "low": low, "high": high, "clock": "host"}
 
 
-# ---- kernels of Triton's: the bound, and peers
+# ---- the bound
 
 if triton is not None:
 
@@ -104,39 +111,6 @@ if triton is not None:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         tl.store(out + tl.program_id(0), tl.max(tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)))
 
-    @triton.jit
-    def _measure(x, tops, squares, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
-        tl.store(tops + tl.program_id(0), tl.max(tl.abs(value)))
-        tl.store(squares + tl.program_id(0), tl.sum(value * value))
-
-    @triton.jit
-    def _ternarize(x, scale, limit, out, n, seed, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-        byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        top, most = tl.load(scale), tl.load(limit)
-        codes = tl.zeros((BLOCK,), tl.int32)
-        draws = tl.rand4x(seed, byte)
-        for k in tl.static_range(4):
-            at = byte * 4 + k
-            value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
-            fires = draws[k] * top < tl.minimum(tl.abs(value), most)
-            codes |= tl.where(fires, tl.where(value < 0, 3, 1), 0) << (2 * k)
-        tl.store(out + byte, codes.to(tl.uint8), mask=byte * 4 < n)
-
-    @triton.jit
-    def _levels(x, low, high, out, n, seed, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-        byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        least = tl.load(low)
-        step = (tl.load(high) - least) / 3
-        codes = tl.zeros((BLOCK,), tl.int32)
-        draw = tl.rand(seed, byte * 0 + tl.arange(0, BLOCK))  # alike for all bytes of that place
-        for k in tl.static_range(4):
-            at = byte * 4 + k
-            value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
-            codes |= tl.floor((value - least) / step + draw).to(tl.int32) << (2 * k)
-        tl.store(out + byte, codes.to(tl.uint8), mask=byte * 4 < n)
-
 
 def reader(x: Any) -> Call:
     """Return what reads `x` once and writes next to nothing."""
@@ -144,111 +118,6 @@ def reader(x: Any) -> Call:
     blocks = triton.cdiv(x.numel(), block)
     out = torch.empty(blocks, device="cuda")
     return lambda: _read[(blocks,)](x, out, x.numel(), BLOCK=block, num_warps=8)
-
-
-def triton_pair(x: Any) -> Call:
-    n, block, bytes_ = x.numel(), 8192, triton.cdiv(x.numel(), 4)
-    blocks = triton.cdiv(n, block)
-    tops, squares = torch.empty(blocks, device="cuda"), torch.empty(blocks, device="cuda")
-    out = torch.empty(bytes_, dtype=torch.uint8, device="cuda")
-
-    def encode() -> Any:
-        _measure[(blocks,)](x, tops, squares, n, BLOCK=block, num_warps=8)
-        limit = CLIP * (squares.sum() / n).sqrt()
-        scale = torch.minimum(tops.max(), limit)
-        _ternarize[(triton.cdiv(bytes_, 1024),)](x, scale, limit, out, n, 1, BLOCK=1024)
-        return out, scale
-
-    return encode
-
-
-def hipress(x: Any) -> Call:
-    n, bytes_ = x.numel(), triton.cdiv(x.numel(), 4)
-    out = torch.empty(bytes_, dtype=torch.uint8, device="cuda")
-
-    def encode() -> Any:
-        low, high = torch.aminmax(x)
-        _levels[(triton.cdiv(bytes_, 1024),)](x, low, high, out, n, 1, BLOCK=1024)
-        return out
-
-    return encode
-
-
-# ---- peers
-
-
-def torch_encode(x: Any) -> Any:
-    """Clip at 2.5 sigma, scale, draw, take signs, pack four in a byte."""
-    limit = CLIP * x.std(unbiased=False)
-    clipped = torch.clamp(x, -limit, limit)
-    magnitude = clipped.abs()
-    scale = magnitude.max()
-    fires = torch.rand_like(x) * scale < magnitude
-    codes = (clipped.sign() * fires).to(torch.int8).view(torch.uint8) & 3
-    quarters = codes.view(4, -1)
-    return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6, scale
-
-
-def torch_trits(x: Any) -> Any:
-    """The same, not packed: for layers of any size."""
-    limit = CLIP * x.std(unbiased=False)
-    clipped = torch.clamp(x, -limit, limit)
-    magnitude = clipped.abs()
-    scale = magnitude.max()
-    return (clipped.sign() * (torch.rand_like(x) * scale < magnitude)).to(torch.int8), scale
-
-
-def grace(x: Any) -> Any:
-    """GRACE's algorithm: see `peers.grace_compress`; nothing is packed."""
-    flat = x.flatten()
-    deviation = (flat - flat.mean()).square().mean().sqrt()
-    limit = (CLIP * deviation).item()
-    clipped = flat.clamp(-limit, limit)
-    magnitude = clipped.abs()
-    scale = magnitude.max()
-    signs = clipped.sign()
-    draws = torch.empty_like(flat).uniform_(0, scale.item())
-    signs[draws >= magnitude] = 0
-    return signs.to(torch.int8), scale.reshape(1)
-
-
-def jax_jit(x: Any) -> dict[str, float]:
-    import jax
-    import jax.numpy as jnp
-
-    def encode(x: Any, key: Any) -> Any:
-        limit = CLIP * x.std()
-        clipped = jnp.clip(x, -limit, limit)
-        magnitude = jnp.abs(clipped)
-        scale = magnitude.max()
-        fires = jax.random.uniform(key, x.shape) * scale < magnitude
-        codes = ((jnp.sign(clipped) * fires).astype(jnp.int8).view(jnp.uint8) & 3).reshape(4, -1)
-        return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6, scale
-
-    there, key, compiled = jnp.asarray(x.cpu().numpy()), jax.random.key(0), jax.jit(encode)
-    return wall_us(lambda: compiled(there, key), jax.block_until_ready)
-
-
-def cupy_elementwise(x: Any) -> Call:
-    import cupy
-
-    there = cupy.from_dlpack(x)
-
-    def encode() -> Any:
-        limit = CLIP * there.std()
-        clipped = cupy.clip(there, -limit, limit)
-        magnitude = cupy.abs(clipped)
-        scale = magnitude.max()
-        fires = cupy.random.random(there.shape, dtype=cupy.float32) * scale < magnitude
-        codes = ((cupy.sign(clipped) * fires).astype(cupy.int8).view(cupy.uint8) & 3).reshape(4, -1)
-        return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6, scale
-
-    return encode
-
-
-def compile_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
-    return compiled
 
 
 # ---- the run
@@ -433,40 +302,42 @@ def overheads(report: Report) -> None:
 
 
 def peers(clock: Clock, report: Report, slow: bool) -> None:
+    """The peers of `python -m terngrad_kernels bench`, on one layer and on the layers of ResNet-50 one by one."""
+    place = CudaPlace("torch")
+    known = list(built(place, lambda text: print(text, file=sys.stderr)))
+    rng = np.random.default_rng(0)
     for n in (RESNET, LARGE):
-        x = torch.randn(n, device="cuda")
-        makes: dict[str, Callable[[], Call]] = {
-            "PyTorch eager": lambda x=x: lambda: torch_encode(x),
-            "torch.compile": lambda x=x: (lambda compiled: lambda: compiled(x))(compile_of(torch_encode)),
-            "a pair of Triton kernels": lambda x=x: triton_pair(x),
-            "HiPress's algorithm (aminmax, a Triton kernel)": lambda x=x: hipress(x),
-            "GRACE's algorithm": lambda x=x: lambda: grace(x),
-            "CuPy elementwise": lambda x=x: cupy_elementwise(x),
-            "cast to float16": lambda x=x: lambda: x.to(torch.float16),
-        }
-        for name, make in makes.items():
-            with report.part(f"{name} {n}"):
-                rounds = 7 if name in ("CuPy elementwise", "GRACE's algorithm") else None
-                report.add(f"peer: {name}, {n}", clock(make(), rounds=rounds))
-        with report.part(f"JAX jit {n}"):
-            report.add(f"peer: JAX jit, {n}", jax_jit(x))
-            report.add(
-                f"encode {n} by the host's clock", wall_us(lambda x=x: tk.encode(x), lambda _: torch.cuda.synchronize())
-            )
-    layers = [torch.randn(shape, device="cuda") for shape in resnet50()]
-    with report.part("eager, 161 layers"):
-        report.add("peer: PyTorch eager, 161 layers", clock(lambda: [torch_trits(x) for x in layers], rounds=5))
-        report.add("peer: GRACE's algorithm, 161 layers", clock(lambda: [grace(x) for x in layers], rounds=5))
-    if slow:
-        with report.part("torch.compile, 161 layers"):
-            compiled = compile_of(lambda layers: [torch_trits(x) for x in layers])
-            start = time.perf_counter()
-            compiled(layers)
-            torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            report.add(
-                "peer: torch.compile, 161 layers", clock(lambda: compiled(layers), rounds=9), compile_seconds=seconds
-            )
+        values = rng.standard_normal(n, dtype=np.float32)
+        for peer, drawing in known:
+            with report.part(f"{peer.name} {n}"):
+                x = drawing.array(values)
+                if drawing.own_stream:
+                    time = wall_us(lambda x=x, drawing=drawing: drawing.encode(x), waiting(peer.needs))
+                else:
+                    rounds = 7 if peer.name in ("CuPy", "GRACE") else None
+                    time = clock(lambda x=x, drawing=drawing: drawing.encode(x), rounds=rounds)
+                report.add(f"peer: {peer.name}, {n}", time)
+    layers = [rng.standard_normal(shape, dtype=np.float32).reshape(-1) for shape in resnet50()]
+    for peer, drawing in known:
+        if peer.name in ("torch eager", "GRACE"):
+            with report.part(f"{peer.name}, 161 layers"):
+                there = [drawing.array(x) for x in layers]
+                call = clock(lambda there=there, drawing=drawing: [drawing.encode(x) for x in there], rounds=5)
+                report.add(f"peer: {peer.name}, 161 layers", call)
+        if peer.name == "torch eager" and slow:
+            with report.part("torch.compile, 161 layers"):
+                compiled = torch.compile(lambda there, encode=drawing.encode: [encode(x) for x in there])
+                start = perf_counter()
+                compiled(there)
+                torch.cuda.synchronize()
+                seconds = perf_counter() - start
+                once = clock(lambda there=there, compiled=compiled: compiled(there), rounds=9)
+                report.add("peer: torch.compile, 161 layers", once, compile_seconds=seconds)
+
+
+def waiting(needs: Sequence[str]) -> Call:
+    """Return what waits for results of a framework with streams of its own."""
+    return importlib.import_module("jax").block_until_ready if "jax" in needs else lambda _: torch.cuda.synchronize()
 
 
 def main() -> int:
@@ -476,10 +347,10 @@ def main() -> int:
     parser.add_argument("--slow", action="store_true", help="also what takes a minute to compile")
     options = parser.parse_args()
     if not torch.cuda.is_available() or tk.build_info()["cuda"] is None:
-        print("bench_cuda: needs PyTorch with a CUDA device and a build with CUDA kernels", file=sys.stderr)
+        print("gpu_bench: needs PyTorch with a CUDA device and a build with CUDA kernels", file=sys.stderr)
         return 3
     if triton is None:
-        print("bench_cuda: needs Triton, whose kernels are the bounds", file=sys.stderr)
+        print("gpu_bench: needs Triton, whose kernels are the bounds", file=sys.stderr)
         return 3
     options.folder.mkdir(parents=True, exist_ok=True)
     clock, report = Clock(15 if options.quick else 51), Report(options.folder)

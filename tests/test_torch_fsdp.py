@@ -44,7 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list
 
     def among(world: int, case: str, *arguments: Any) -> list[Any]:
         if not made or made[-1].dead:  # after a case that failed
-            made.append(Pool(4, tmp_path_factory.mktemp("store"), module=ranks_fsdp.__name__))
+            # Groups are not taken down: see the end of examples/fsdp_transformer.py.
+            made.append(Pool(4, tmp_path_factory.mktemp("store"), "exit", ranks_fsdp.__name__))
         return made[-1].run(case, world, *arguments)[:world]
 
     yield among

@@ -1,8 +1,9 @@
-"""The processes of tests/test_torch_distributed.py: each serves cases by name, so that starting them is paid once."""
+"""Processes that serve cases by name, so that starting them is paid once; and those of test_torch_distributed.py."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -30,9 +31,9 @@ SIZES = tuple(int(np.prod(shape)) for shape in SHAPES)
 
 
 class Pool:
-    """Processes of one group."""
+    """Processes of one group, which serve the cases of a module."""
 
-    def __init__(self, world: int, folder: Path, leave: str = "destroy") -> None:
+    def __init__(self, world: int, folder: Path, leave: str = "destroy", module: str = __name__) -> None:
         context = multiprocessing.get_context("spawn")
         self.world = world
         self.dead = False
@@ -40,7 +41,9 @@ class Pool:
         self.requests: list[Any] = [context.Queue() for _ in range(world)]
         address = f"file://{folder}/store"
         self.processes = [
-            context.Process(target=_serve, args=(rank, world, address, leave, requests, self.results), daemon=True)
+            context.Process(
+                target=_serve, args=(rank, world, address, leave, module, requests, self.results), daemon=True
+            )
             for rank, requests in enumerate(self.requests)
         ]
         for process in self.processes:
@@ -82,15 +85,16 @@ class Pool:
                 process.kill()
 
 
-def _serve(rank: int, world: int, address: str, leave: str, requests: Any, results: Any) -> None:
+def _serve(rank: int, world: int, address: str, leave: str, module: str, requests: Any, results: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     timeout = timedelta(seconds=TIMEOUT)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world, timeout=timeout)
+    cases = importlib.import_module(module).CASES
     while (request := requests.get()) is not None:
         case, arguments, options = request
         try:
-            results.put((rank, "", pickle.dumps(CASES[case](*arguments, **options))))
+            results.put((rank, "", pickle.dumps(cases[case](*arguments, **options))))
         except BaseException:
             results.put((rank, traceback.format_exc(), b""))
     if leave == "destroy":

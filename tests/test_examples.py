@@ -80,5 +80,6 @@ def test_any_array_that_speaks_dlpack() -> None:
 
 
 def test_no_program_is_forgotten() -> None:
-    elsewhere = {"frontend", "terngrad_frontend", "grace_frontend", "ddp_mnist", "cupy_workers"}  # the last needs a GPU
+    elsewhere = {"frontend", "terngrad_frontend", "grace_frontend", "ddp_mnist", "fsdp_transformer"}
+    elsewhere |= {"cupy_workers"}  # which needs a GPU
     assert {path.stem for path in EXAMPLES.glob("*.py")} - elsewhere == {*NEEDS, *ON_DIGITS}

@@ -106,6 +106,7 @@ class _Bucket:
     second_residual: torch.Tensor | None = None
     sent: int = 0
     sent_inside: int = 0
+    bytes_float32: int = 0
     in_kernels: list[tuple[_Mark, _Mark]] = field(default_factory=list)
     done: _Mark | None = None
 
@@ -151,7 +152,7 @@ class Report:
         Payload bytes that this rank sent in a step, as a ring or a direct exchange sends them; with `hierarchical`,
         to other nodes.
     bytes_float32 : int
-        What a ring all-reduce of the same elements in float32 sends there.
+        What a ring all-reduce of the same elements in float32 sends there; with `gather` under FSDP, a reduce-scatter.
     bytes_inside : int
         With `hierarchical`: bytes sent inside the node.
     kernel_seconds : float
@@ -470,7 +471,7 @@ class TernGradState:
                 "bucket": bucket.key,
                 "elements": bucket.size,
                 "bytes_sent": bucket.sent,
-                "bytes_float32": _ring(4 * _chunk(bucket.size, bucket.groups.local_world), bucket.groups.world),
+                "bytes_float32": bucket.bytes_float32,
                 "bytes_inside": bucket.sent_inside,
                 "kernel_seconds": sum(_seconds(start, end) for start, end in bucket.in_kernels),
                 "exposed_seconds": max(0.0, _seconds(self._all_there.get(bucket.device), bucket.done)),
@@ -551,6 +552,7 @@ class TernGradState:
             groups.world if self.strategy in ("sum", "requantize") else 1,
         )
         made = _Bucket(key, identity, groups, sizes, dtype, like.device, layer, layout)
+        made.bytes_float32 = _ring(4 * _chunk(made.size, groups.local_world), groups.world)
         self._restore(made, like.device)
         # After DistributedDataParallel made its buckets anew there may be fewer of them.
         if isinstance(key, int):

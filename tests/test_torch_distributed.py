@@ -147,7 +147,7 @@ def test_sends_and_receives_are_collectives(pools: Any, strategy: str) -> None:
     for step, again in zip(direct, other, strict=True):
         for x, y in zip(step, again, strict=True):
             assert_same(x, y)
-    assert (sent == sent_by_collectives) == (strategy != "sum")  # each of 3 ranks sends its scales to 2, not 4/3 of them
+    assert (sent == sent_by_collectives) == (strategy != "sum")  # scales go to 2 ranks each, 4/3 times in a ring
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])

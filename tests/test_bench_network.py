@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / "bench"
+RESULTS = BENCH / "results" / "2026-11-24-network"
 #: The exit status of a machine that cannot have such links.
 SKIPPED = 77
 
@@ -49,3 +53,62 @@ def test_the_bytes_on_the_wire(quick: dict[str, Any], case: str, ratio: float) -
 
 def test_nothing_was_lost(quick: dict[str, Any]) -> None:
     assert all(row["dropped"] == 0 for row in quick.values())
+
+
+# ---- what is committed
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[tuple[Any, Any, Any]]:
+    """The modules `table` and `model` of bench/network, and `models` of bench."""
+    folders = [str(BENCH / "network"), str(BENCH)]
+    sys.path[:0] = folders
+    try:
+        yield tuple(importlib.import_module(name) for name in ("table", "model", "models"))
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+
+
+def committed(name: str) -> Any:
+    path = RESULTS / name
+    if not path.exists():
+        pytest.skip("an installed source distribution has no results")
+    return json.loads(path.read_text())
+
+
+def test_the_model_is_near_what_was_measured(programs: tuple[Any, Any, Any]) -> None:
+    """Every point claimed is within 20 %; those that are not are few, and marked in the page's table."""
+    _, model, models = programs
+    points = model.points(committed("network.json"), models.resnet50())
+    near = [abs(point["error"]) <= model.WITHIN for point in points]
+    assert len(points) >= 36
+    assert sum(near) >= 0.9 * len(points)
+    page = (ROOT / "docs" / "performance-model.md").read_text()
+    assert model.table(points) in page
+
+
+def test_the_page_shows_what_was_measured(programs: tuple[Any, Any, Any]) -> None:
+    table, _, _ = programs
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    for what in ("exchange", "step"):
+        assert table.summary(committed("network.json"), what) in page
+
+
+def test_what_was_counted_is_what_is_computed(programs: tuple[Any, Any, Any]) -> None:
+    """Of every exchange that was measured, within what TCP/IP adds."""
+    for piece in committed("network.json")["pieces"]:
+        for row in piece["rows"]:
+            if row.get("computed") and "x" not in piece["workers"]:
+                assert 0.99 < row["sent"] / row["computed"] < 1.06
+
+
+def test_more_workers_need_a_faster_link(programs: tuple[Any, Any, Any]) -> None:
+    """The model beyond what was measured: one worker averages nothing, and what pays at 1 Gbit/s may not at 400."""
+    _, model, _ = programs
+    for network in model.NETWORKS:
+        assert model.step(network, 1, 1.0, "gather") == model.step(network, 1, 400.0, "float32")
+        assert model.step(network, 8, 1.0, "requantize") < model.step(network, 8, 1.0, "float32")
+        assert model.frontier(network, 2) > 0.1
+    # A gather of 2-bit messages sends what a ring of float32 does at 32 workers.
+    assert model.step("VGG-16", 64, 1.0, "gather") > model.step("VGG-16", 64, 1.0, "float32")

@@ -92,12 +92,36 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(found: dict[str, Any], what: str) -> str:
+    """Return the table of docs/distributed.md: seconds, and how many times as fast as float32."""
+    pieces = [piece for piece in found["pieces"] if not piece["delay_ms"]]
+    by_case: dict[str, list[str]] = {}
+    columns = []
+    for piece in pieces:
+        measured = [row for row in piece["rows"] if row["what"] == what]
+        plain = next((row["seconds"] for row in measured if row["case"] == "float32" and "seconds" in row), None)
+        if plain is None:
+            continue
+        for row in measured:
+            cells = by_case.setdefault(row["case"], [])
+            cells += [""] * (len(columns) - len(cells))
+            if "failed" in row:
+                cells.append("ends the process" if row["failed"].startswith("a process died") else "refuses")
+            else:
+                cells.append(f"{row['seconds']:.3f} s, {plain / row['seconds']:.1f} x")
+        columns.append(f"{piece['workers']} workers, {piece['gbit']:g} Gbit/s")
+    lines = [f"| {what} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for case, cells in by_case.items():
+        lines.append(f"| {case} | {' | '.join(cells + [''] * (len(columns) - len(cells)))} |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(found: dict[str, Any], path: pathlib.Path) -> None:
     """Speed-ups of an exchange over float32's, by rate, one panel a number of workers."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "terngrad"
+    matplotlib.rcParams |= {"svg.hashsalt": "terngrad", "svg.fonttype": "none"}
     import matplotlib.pyplot as plt
 
     pieces = [piece for piece in found["pieces"] if "rows" in piece and not piece["delay_ms"] and "failed" not in piece]

@@ -138,6 +138,18 @@ def test_averages(pools: Any, world: int, strategy: str, packing: str, overlap: 
     assert sent < plain or world == 1
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sends_and_receives_are_collectives(pools: Any, strategy: str) -> None:
+    """Up to 16 ranks they take the place of gloo's all-gather, all-to-all and all-reduce; the averages are the same."""
+    arguments = (strategy, "float32", 2, {}, {})
+    direct, _, (sent, _, _) = everywhere(pools(3).run("means", *arguments))
+    other, _, (sent_by_collectives, _, _) = everywhere(pools(3).run("means_by_collectives", *arguments))
+    for step, again in zip(direct, other, strict=True):
+        for x, y in zip(step, again, strict=True):
+            assert_same(x, y)
+    assert (sent == sent_by_collectives) == (strategy != "sum")  # scales go to 2 ranks each, 4/3 times in a ring
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_averages_of_other_dtypes(pools: Any, strategy: str, dtype: str) -> None:
@@ -469,12 +481,12 @@ def test_layers_that_are_carried() -> None:
     assert again._is_float32(embedding)
 
 
-RATES = {"encode": 0.5e-9, "decode": 0.15e-9}
+RATES = {"encode": 0.5e-9, "decode": 0.15e-9, "add": 0.05e-9}
 
 
 def test_recommendations() -> None:
     """By the table of docs/distributed.md; kernels that cost nothing leave the ratios of bytes."""
-    n, free = 10_000_000, {"encode": 0.0, "decode": 0.0}
+    n, free = 10_000_000, dict.fromkeys(RATES, 0.0)
     for world, gather, total in ((2, 16, 4 / (1 / 4 + 4 / 8)), (4, 8, 4 / (1 / 4 + 4 / 8)), (8, 4, 4 / (1 / 4 + 1))):
         seconds = tkt.recommend(n, world, bandwidth=1e9, kernel_seconds=free).seconds
         ratios = {name: seconds["float32"] / each for name, each in seconds.items()}
@@ -482,15 +494,20 @@ def test_recommendations() -> None:
         assert ratios == pytest.approx(want, rel=1e-4)
     slow = tkt.recommend(n, 4, bandwidth=1e8, kernel_seconds=RATES)
     assert slow.strategy == "requantize"
-    assert tkt.recommend(n, 2, bandwidth=1e9, kernel_seconds=RATES).strategy == "gather"
+    assert tkt.recommend(n // 10, 2, bandwidth=1e9, kernel_seconds=RATES).strategy == "gather"
     assert tkt.recommend(n, 4, bandwidth=1e13, kernel_seconds=RATES).strategy is None
     assert tkt.recommend(n, 1, bandwidth=1e9, kernel_seconds=RATES).strategy is None
     assert (
         tkt.recommend(100, 4, bandwidth=1e9, latency=1e-3, dtype="float16", kernel_seconds=RATES).strategy == "gather"
     )
+    # What hides behind the backward pass is no reason to lose anything.
+    assert tkt.recommend(n, 4, bandwidth=1e11, kernel_seconds=RATES, compute_seconds=1.0).strategy is None
+    hidden = tkt.recommend(n, 4, bandwidth=1e9, kernel_seconds=RATES, compute_seconds=0.1)
+    assert hidden.strategy is not None
+    assert 0.1 < hidden.seconds["requantize"] < 0.5 * hidden.seconds["float32"]
     assert "sum" not in tkt.recommend(n, 40_000, bandwidth=1e9, kernel_seconds=RATES).seconds
     assert set(tkt.recommend(1000, 2, bandwidth=1e9).seconds) == {"float32", *STRATEGIES}
-    with pytest.raises(ValueError, match=r"expected elements >= 0, .* got 1000, 2, 0 and 0.0"):
+    with pytest.raises(ValueError, match=r"expected elements >= 0, .* got 1000, 2, 0, 0.0 and 0.0"):
         tkt.recommend(1000, 2, bandwidth=0)
 
 

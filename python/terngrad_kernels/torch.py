@@ -20,14 +20,16 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 
-from . import __version__
+from . import __version__, _cost
 from . import operations as tk
+from ._cost import MOST_DIRECT as _MOST_DIRECT
 from .adapters import torch as _operators  # noqa: F401  (saved programs find the operators)
 from .averaging import WIDEST_CLIP as _WIDEST_CLIP
 from .averaging import ring_bytes as _ring
@@ -45,8 +47,12 @@ STRATEGIES = ("gather", "sum", "requantize", "hierarchical")
 # Of a model's elements, those of embeddings and the head that may ride along as float32.
 _SMALL_SHARE = 0.01
 
-#: An exchange: yields what it waits for. What comes before the first wait runs in the hook, the rest on a thread.
+#: An exchange: yields what it waits for. What comes before the first wait runs in the hook, the rest on threads.
 _Exchange = Generator[Any, None, None]
+# Of sends and receives: apart from those of the program itself.
+_TAG = 0x7E76
+#: Collectives of an exchange, one after the other.
+_MOST_WAITS = 3
 
 # New names of the last releases, and the names before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -67,6 +73,7 @@ class _Groups:
     rank: int
     local_world: int
     local_rank: int
+    again: Any = None  # another one of the ranks of `between`
 
     @classmethod
     def of(cls, between: Any, inside: Any) -> "_Groups":
@@ -189,13 +196,14 @@ class Report:
 
 
 class _Carrier:
-    """A thread that carries exchanges on after their first wait, in the order in which they came, on `later`.
+    """Threads that carry exchanges on: each waits for what an exchange waits for, and starts what comes next.
 
-    Other collectives of the job run on the caller's groups at the same time, in an order that this thread does not
-    know; on groups that it alone uses, the order is that of the buckets on every rank.
+    An exchange goes from thread to thread, so that the link carries one while kernels work on another. Other
+    collectives of the job run on the caller's groups at the same time, in an order that these threads do not know; on
+    groups where one thread alone starts them, the order is that of the buckets on every rank.
     """
 
-    def __init__(self, groups: _Groups) -> None:
+    def __init__(self, groups: _Groups, again: bool) -> None:
         def second(group: Any) -> Any:
             return dist.new_group(
                 dist.get_process_group_ranks(group),
@@ -206,40 +214,55 @@ class _Carrier:
 
         inside = None if groups.inside is None else second(groups.inside)
         self.later = _Groups.of(second(groups.between), inside)
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        thread = threading.Thread(target=_carry, args=(self._queue,), name="terngrad-exchange", daemon=True)
-        thread.start()
+        if again:
+            self.later = replace(self.later, again=second(groups.between))
+        self._queues = [queue.SimpleQueue[Any]() for _ in range(_MOST_WAITS)]
+        failed: list[str] = []
+        threads = [
+            threading.Thread(target=_carry, args=(here, after, failed), name=f"terngrad-exchange-{i}", daemon=True)
+            for i, (here, after) in enumerate(zip(self._queues, [*self._queues[1:], None], strict=True))
+        ]
+        for thread in threads:
+            thread.start()
         # At exit too: a thread that comes back from a collective when the interpreter is gone aborts the process.
-        weakref.finalize(self, _stop, self._queue, thread)
+        weakref.finalize(self, _stop, self._queues[0], threads)
 
     def carry_on(self, exchange: _Exchange, work: Any, x: torch.Tensor) -> torch.futures.Future[torch.Tensor]:
         future = _future(x)
         # An exception that is merely set would reach DistributedDataParallel as a result; one raised here is an error.
         passed_on = future.then(lambda done: done.value())
-        self._queue.put((exchange, work, x, future))
+        self._queues[0].put((exchange, work, x, future))
         return passed_on
 
 
-def _carry(waiting: Any) -> None:
-    failed = ""
-    while (item := waiting.get()) is not None:
+def _carry(here: Any, after: Any, failed: list[str]) -> None:
+    """Take each exchange of the queue `here` over one wait; one that waits again goes to the queue `after`."""
+    while (item := here.get()) is not None:
         exchange, work, x, future = item
         try:
             if failed:  # ranks are at different places now; waiting again would only add another timeout
-                raise RuntimeError(f"TernGrad: an exchange before this one failed: {failed}")
+                raise RuntimeError(f"TernGrad: an exchange before this one failed: {failed[0]}")
             with _beside(x):
-                _finish(exchange, work)
-                future.set_result(x)
+                if work is not None:
+                    work.wait()
+                    work = next(exchange, None)
+                if work is None:
+                    future.set_result(x)
+                else:
+                    after.put((exchange, work, x, future))
         except Exception as error:
-            failed = failed or f"{type(error).__name__}: {error}"
+            failed.append(f"{type(error).__name__}: {error}")
             future.set_exception(error)
         del item, exchange, work, x, future  # not kept alive until the next one comes
+    if after is not None:
+        after.put(None)
 
 
-def _stop(waiting: Any, thread: threading.Thread) -> None:
-    waiting.put(None)
-    if thread is not threading.current_thread():
-        thread.join()  # collectives end within the timeout of their group
+def _stop(first: Any, threads: Sequence[threading.Thread]) -> None:
+    first.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()  # collectives end within the timeout of their group
 
 
 def _finish(exchange: _Exchange, work: Any) -> None:
@@ -282,8 +305,10 @@ def _waits_on_the_host(groups: _Groups, x: torch.Tensor) -> bool:
     return not x.is_cuda or any(group._get_backend(x.device).name() != "nccl" for group in members)
 
 
-#: By the groups of the caller: states share them, since groups cannot be taken down and made again at will.
-_carriers: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, _Carrier]]" = weakref.WeakKeyDictionary()
+#: By the groups of the caller, and whether there is a third group of them: states share them, since groups cannot be
+#: taken down and made again at will.
+_carriers: "weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[bool, _Carrier]]]"
+_carriers = weakref.WeakKeyDictionary()
 
 
 def _is_whole(group: Any) -> bool:
@@ -291,28 +316,29 @@ def _is_whole(group: Any) -> bool:
     return group is None or bool(dist.get_world_size(group) == dist.get_world_size())
 
 
-def _to_be_named(groups: _Groups) -> dict[str, Any]:
+def _to_be_named(groups: _Groups, again: bool) -> dict[str, Any]:
     """What else the ranks must agree on for the groups of their `_Carrier`.
 
     PyTorch names a group that only its own ranks make by how many groups a rank is in; where these numbers differ,
     the ranks would wait for one another under different names.
     """
-    if _has_carrier(groups) or (_is_whole(groups.between) and _is_whole(groups.inside)):
+    if again in _carriers_of(groups) or (_is_whole(groups.between) and _is_whole(groups.inside)):
         return {}
     return {
         "number of process groups (which only overlap=False does without)": len(dist.distributed_c10d._world.pg_names)
     }
 
 
-def _has_carrier(groups: _Groups) -> bool:
-    return (groups.inside or groups.between) in _carriers.get(groups.between, ())
+def _carriers_of(groups: _Groups) -> dict[bool, _Carrier]:
+    by_inside = _carriers.setdefault(groups.between, weakref.WeakKeyDictionary())
+    return by_inside.setdefault(groups.inside or groups.between, {})
 
 
-def _carrier_of(groups: _Groups) -> _Carrier:
-    if not _has_carrier(groups):
-        by_inside = _carriers.setdefault(groups.between, weakref.WeakKeyDictionary())
-        by_inside[groups.inside or groups.between] = _Carrier(groups)
-    return _carriers[groups.between][groups.inside or groups.between]
+def _carrier_of(groups: _Groups, again: bool) -> _Carrier:
+    made = _carriers_of(groups)
+    if again not in made:
+        made[again] = _Carrier(groups, again)
+    return made[again]
 
 
 class TernGradState:
@@ -346,8 +372,7 @@ class TernGradState:
     local_group : ProcessGroup, optional
         With `hierarchical`: the ranks of this node.
     overlap : bool, default True
-        Carry exchanges on, on a thread of their own and a group of their own, while the backward pass goes on; else
-        wait in the hook.
+        Carry exchanges on, on threads and groups of their own, while the backward pass goes on; else wait in the hook.
 
     Attributes
     ----------
@@ -529,7 +554,7 @@ class TernGradState:
         _check_agreement(
             {
                 **self._options(),
-                **(_to_be_named(groups) if needs_carrier else {}),
+                **(_to_be_named(groups, self._again) if needs_carrier else {}),
                 "ranks of a node": groups.local_world,
                 "dtype": dtype,
                 "layers": sizes,
@@ -559,6 +584,11 @@ class TernGradState:
             self._buckets = {at: old for at, old in self._buckets.items() if isinstance(at, str) or at < key}
         self._buckets[key] = made
         return made
+
+    @property
+    def _again(self) -> bool:
+        """Whether two collectives follow the first wait on the same ranks, so that a third group is needed."""
+        return self.strategy == "sum"
 
     def _is_float32(self, parameter: torch.Tensor) -> bool:
         if self.float32 is not None:
@@ -669,9 +699,8 @@ def _gather(state: TernGradState, bucket: _Bucket, x: torch.Tensor, _later: _Gro
 
 def _gather_over(state: TernGradState, bucket: _Bucket, x: torch.Tensor, groups: _Groups) -> _Exchange:
     message = _encode(state, bucket, _with_residual(bucket, x))
-    gathered = bucket.memory("gathered", (groups.world, bucket.layout.nbytes), torch.uint8, x)
-    bucket.sent = (groups.world - 1) * message.nbytes
-    yield _all_gather(gathered, message.view(1, -1), group=groups.between, async_op=True)
+    work, gathered = _gather_parts(bucket, message, groups, groups.between)
+    yield work
     with _Timed(bucket):
         tk.decode_sum(Packed(bucket.layout, gathered), weights=_mean(groups), out=x)
 
@@ -680,18 +709,49 @@ def _mean(groups: _Groups) -> list[float]:
     return [1.0 / groups.world] * groups.world
 
 
-def _shard_exchange(bucket: _Bucket, message: torch.Tensor, groups: _Groups) -> tuple[Any, torch.Tensor]:
-    """Send each rank its shard of the message; what comes back is one shard of every rank's."""
-    received = bucket.memory("received", (groups.world, message.numel() // groups.world), torch.uint8, message)
-    bucket.sent += (groups.world - 1) * received.shape[1]
-    return dist.all_to_all_single(received.view(-1), message, group=groups.between, async_op=True), received
+class _All:
+    """Several sends and receives, waited for as one."""
+
+    def __init__(self, works: Sequence[Any]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
 
 
-def _gather_shards(bucket: _Bucket, own: torch.Tensor, groups: _Groups) -> tuple[Any, torch.Tensor]:
-    """Give every rank all ranks' shards: one message of the whole bucket."""
+def _directly(parts: torch.Tensor, own: Sequence[torch.Tensor], groups: _Groups, group: Any) -> _All | None:
+    """Send `own[r]` to each rank r, into its `parts[rank]`; None where this is left to the group's own collectives.
+
+    gloo's collectives send before they say that they are ready to receive. What says so then waits in the socket
+    behind the whole message, and the other rank, which waits for it, sends only after: a link that could carry both
+    ways at once carries one after the other. Here all that is to be received is announced first.
+    """
+    if groups.world > _MOST_DIRECT or own[0].is_cuda or not own[0].numel() or dist.get_backend(group) != "gloo":
+        return None
+    others = [(groups.rank + i) % groups.world for i in range(1, groups.world)]  # not all to the same one at once
+    ranks = dist.get_process_group_ranks(group)
+    works = [dist.irecv(parts[other], ranks[other], group, _TAG) for other in reversed(others)]
+    works += [dist.isend(own[other], ranks[other], group, _TAG) for other in others]
+    parts[groups.rank].copy_(own[groups.rank])
+    return _All(works)
+
+
+def _gather_parts(bucket: _Bucket, own: torch.Tensor, groups: _Groups, group: Any) -> tuple[Any, torch.Tensor]:
+    """Give every rank all ranks' parts: a shard each of one message, or a message each."""
     gathered = bucket.memory("gathered", (groups.world, own.numel()), torch.uint8, own)
     bucket.sent += (groups.world - 1) * own.numel()
-    return _all_gather(gathered, own.view(1, -1), group=groups.between, async_op=True), gathered.view(-1)
+    work = _directly(gathered, [own] * groups.world, groups, group)
+    return work or _all_gather(gathered, own.view(1, -1), group=group, async_op=True), gathered
+
+
+def _exchange_shards(bucket: _Bucket, message: torch.Tensor, group: Any) -> tuple[Any, torch.Tensor]:
+    """Send each rank its shard of the message; what comes back is one shard of every rank's."""
+    world = bucket.groups.world
+    received = bucket.memory("received", (world, message.numel() // world), torch.uint8, message)
+    bucket.sent += (world - 1) * received.shape[1]
+    work = _directly(received, message.view(world, -1), bucket.groups, group)
+    return work or dist.all_to_all_single(received.view(-1), message, group=group, async_op=True), received
 
 
 def _sum(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
@@ -702,25 +762,33 @@ def _sum(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups)
     scales = Scales(*(bucket.memory(name, shape, torch.float32, x) for name in Scales._fields))
     with _Timed(bucket):
         tk.scales(total, clip=state.clip, layout=bucket.layout, out=scales)
-    bucket.sent = _ring(scales.scale.nbytes, world)
-    yield dist.all_reduce(scales.scale, op=dist.ReduceOp.MAX, group=bucket.groups.between, async_op=True)
+    own = scales.scale
+    every = bucket.memory("every scale", (world, own.numel()), torch.float32, x)
+    work = _directly(every, [own] * world, bucket.groups, bucket.groups.between)
+    if work is not None:  # one message to each, where a ring would wait for twice as many one after the other
+        bucket.sent = (world - 1) * own.nbytes
+        yield work
+        torch.amax(every, 0, out=own)
+    else:
+        bucket.sent = _ring(own.nbytes, world)
+        yield dist.all_reduce(own, op=dist.ReduceOp.MAX, group=bucket.groups.between, async_op=True)
     message = _encode(state, bucket, total, scales)
-    work, received = _shard_exchange(bucket, message, later)
+    work, received = _exchange_shards(bucket, message, later.between)
     yield work
-    own, counts = bucket.layout.shard(rank), bucket.layout.with_ternary(counts_for(world))
+    shard, counts = bucket.layout.shard(rank), bucket.layout.with_ternary(counts_for(world))
     sums = bucket.memory("sums", (counts.nbytes // world,), torch.uint8, x)
     with _Timed(bucket):
-        tk.sum_trits(Packed(own, received), out=sums)
-    work, gathered = _gather_shards(bucket, sums, later)
+        tk.sum_trits(Packed(shard, received), out=sums)
+    work, gathered = _gather_parts(bucket, sums, bucket.groups, later.again or later.between)
     yield work
     with _Timed(bucket):
-        tk.decode(Counts(counts, world, gathered), weight=1.0 / world, out=x)
+        tk.decode(Counts(counts, world, gathered.view(-1)), weight=1.0 / world, out=x)
 
 
 def _requantize(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
     """Each rank averages its shard and ternarizes it again: two bits an element on both ways."""
     message = _encode(state, bucket, _with_residual(bucket, x))
-    work, received = _shard_exchange(bucket, message, bucket.groups)
+    work, received = _exchange_shards(bucket, message, bucket.groups.between)
     yield work
     own = bucket.layout.shard(bucket.groups.rank)
     second = bucket.memory("second", (own.nbytes,), torch.uint8, x)
@@ -738,10 +806,10 @@ def _requantize(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _
             mean += bucket.second_residual
             packed = tk.encode(mean, clip=state.clip, layout=own, out=second, **draw)
             _keep_lost(bucket.second_residual, mean, packed)
-    work, gathered = _gather_shards(bucket, second, later)
+    work, gathered = _gather_parts(bucket, second, bucket.groups, later.between)
     yield work
     with _Timed(bucket):
-        tk.decode(Packed(bucket.layout, gathered), out=x)
+        tk.decode(Packed(bucket.layout, gathered.view(-1)), out=x)
 
 
 def _hierarchical(state: TernGradState, bucket: _Bucket, x: torch.Tensor, later: _Groups) -> _Exchange:
@@ -796,7 +864,7 @@ def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.future
     # Equal sizes are not enough: buckets made anew may hold other layers of the same sizes.
     known = state._bucket(bucket.index(), parameters, x, state.process_group, tuple(map(id, parameters)))
     if state.overlap and _waits_on_the_host(known.groups, x):
-        carrier = _carrier_of(known.groups)
+        carrier = _carrier_of(known.groups, state._again)
         exchange = _exchange(state, known, x, carrier.later)
         with _beside(x, after=True):
             work = next(exchange, None)
@@ -948,7 +1016,8 @@ class Recommendation:
     strategy : str or None
         The fastest; None: plain averaging in float32.
     seconds : dict
-        Predicted seconds of one exchange that nothing hides, by strategy; "float32" is plain averaging.
+        Predicted seconds by strategy, of a training step, or without `compute_seconds` of one exchange that nothing
+        hides; "float32" is plain averaging.
     """
 
     strategy: str | None
@@ -1002,7 +1071,7 @@ def measure_link(group: Any = None, nbytes: int = 1 << 22, rounds: int = 5) -> t
 
 
 def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, float]:
-    """Seconds an element: to encode, and to add one message to a sum."""
+    """Seconds an element: to encode, to decode one message, to add each further one to it."""
     x = torch.linspace(-1.0, 1.0, elements)
     packed = tk.encode(x, seed=1)
     out = torch.empty_like(x)
@@ -1015,9 +1084,11 @@ def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, floa
             best = min(best, time.perf_counter() - start)
         return best / elements
 
+    one, five = (fastest(partial(tk.decode_sum, [packed] * many, out=out)) for many in (1, 5))
     return {
         "encode": fastest(lambda: tk.encode(x, seed=1, out=packed.data)),
-        "decode": fastest(lambda: tk.decode_sum([packed] * 4, out=out)) / 4,
+        "decode": one,
+        "add": max(0.0, five - one) / 4,
     }
 
 
@@ -1030,8 +1101,11 @@ def recommend(
     dtype: Any = "float32",
     packing: str = "two_bit",
     kernel_seconds: dict[str, float] | None = None,
+    compute_seconds: float = 0.0,
 ) -> Recommendation:
     """Predict which strategy averages gradients fastest over a link, or that none beats plain averaging.
+
+    The model, and how far it is from what was measured, is in ``docs/performance-model.md``.
 
     Parameters
     ----------
@@ -1048,36 +1122,37 @@ def recommend(
     packing : {"two_bit", "base3"}, default "two_bit"
         As in `TernGradState`.
     kernel_seconds : dict, optional
-        Seconds an element of "encode", and of "decode" for each message that is added. Measured on this machine
-        without it.
+        Seconds an element to "encode", to "decode" a message, and to "add" each further one to it. Measured on this
+        machine without it.
+    compute_seconds : float, default 0.0
+        Of a training step's forward and backward passes, a third and two thirds of it: what the latter hides counts
+        nothing then.
 
     Returns
     -------
     Recommendation
         The fastest strategy, and the seconds predicted for each.
     """
-    if elements < 0 or world_size < 1 or not bandwidth > 0 or not latency >= 0:
+    if elements < 0 or world_size < 1 or not bandwidth > 0 or not latency >= 0 or not compute_seconds >= 0:
         raise ValueError(
-            "expected elements >= 0, world_size >= 1, bandwidth > 0 and latency >= 0, "
-            f"got {elements}, {world_size}, {bandwidth} and {latency}"
+            "expected elements >= 0, world_size >= 1, bandwidth > 0, latency >= 0 and compute_seconds >= 0, "
+            f"got {elements}, {world_size}, {bandwidth}, {latency} and {compute_seconds}"
         )
     rates = _measure_kernels() if kernel_seconds is None else kernel_seconds
-    n, world = elements, world_size
-    others = world - 1
-    trits = Layout([(n,)], packing=packing).nbytes
-    counts = Layout([(n,)], packing=counts_for(min(world, COUNTS["counts16"]))).nbytes
-    encode, decode = rates["encode"] * n, rates["decode"] * n
-    plain = _ring(DTYPES[dtype_name(dtype)] * n, world)
-    # Bytes that a rank sends, messages that it waits for one after the other, seconds in kernels. A shard of every
-    # rank's message is as long as one message.
-    costs = {
-        "float32": (plain, 2 * others, 0.0),
-        "gather": (others * trits, others, encode + world * decode),
-        "sum": (others * (trits + counts) // world, 4 * others, encode + 2 * decode),
-        "requantize": (2 * others * trits // world, 2 * others, encode + (decode + encode / world) + decode),
+    plain = dtype_name(dtype)
+    seconds = {
+        strategy: _cost.predict(
+            strategy,
+            _cost.split(elements, DTYPES[plain]),
+            world_size,
+            _cost.Link(bandwidth, latency),
+            _cost.Kernels(rates["encode"], rates["decode"], rates["add"]),
+            compute=compute_seconds,
+            packing=packing,
+            dtype=plain,
+        )
+        for strategy in _cost.STRATEGIES
+        if strategy != "sum" or world_size <= COUNTS["counts16"]
     }
-    seconds = {name: 8 * sent / bandwidth + latency * waits + work for name, (sent, waits, work) in costs.items()}
-    if world > COUNTS["counts16"]:
-        del seconds["sum"]
     best = min(seconds, key=lambda name: seconds[name])
     return Recommendation(None if best == "float32" else best, seconds)

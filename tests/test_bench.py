@@ -40,7 +40,8 @@ def result() -> dict[str, Any]:
     made = command.run(quick=True)
     patch.undo()
     assert tk.get_num_threads() == before
-    return json.loads(json.dumps(made, allow_nan=False))
+    json.dumps(made, allow_nan=False)
+    return json.loads(command.dumps(made))
 
 
 # ---- networks

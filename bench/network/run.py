@@ -62,9 +62,10 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         # Not before this process is root, which it can become only while it has no other threads.
         import cases
-        import models
         import torch
         import worker
+
+        from terngrad_kernels.bench import models
 
         self.options, self.cases, self.worker = options, cases, worker
         torch.set_num_threads(1)

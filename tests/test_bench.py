@@ -423,6 +423,12 @@ def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFix
     assert named in f"{capsys.readouterr().err} {ended.value.code}"
 
 
+def test_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk, "build_info", lambda: {"cuda": None})
+    with pytest.raises(SystemExit, match="no CUDA kernels"):
+        command.main(["--device", "cuda"])
+
+
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[]", encoding="utf-8")

@@ -44,6 +44,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def _place(device: str) -> measure.Place:
     if device == "cpu":
         return measure.CpuPlace()
+    if tk.build_info()["cuda"] is None:
+        raise SystemExit("bench: --device cuda: this build has no CUDA kernels")
     for name in ("torch", "cupy"):
         if importlib.util.find_spec(name) is not None:
             place = measure.CudaPlace(name)

@@ -28,8 +28,6 @@ from typing import Any
 
 import links
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
-
 DIED = "a process died"
 #: Says that the links cannot be had here.
 SKIPPED = 77

@@ -40,7 +40,8 @@ def result() -> dict[str, Any]:
     made = command.run(quick=True)
     patch.undo()
     assert tk.get_num_threads() == before
-    return json.loads(json.dumps(made, allow_nan=False))
+    json.dumps(made, allow_nan=False)
+    return json.loads(command.dumps(made))
 
 
 # ---- networks
@@ -420,6 +421,12 @@ def test_wrong_usage(arguments: list[str], named: str, capsys: pytest.CaptureFix
         command.main(arguments)
     assert ended.value.code not in (0, None)
     assert named in f"{capsys.readouterr().err} {ended.value.code}"
+
+
+def test_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tk, "build_info", lambda: {"cuda": None})
+    with pytest.raises(SystemExit, match="no CUDA kernels"):
+        command.main(["--device", "cuda"])
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:

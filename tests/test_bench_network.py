@@ -60,14 +60,13 @@ def test_nothing_was_lost(quick: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[tuple[Any, Any, Any]]:
-    """The modules `table` and `model` of bench/network, and `models` of bench."""
-    folders = [str(BENCH / "network"), str(BENCH)]
-    sys.path[:0] = folders
+    """The modules `table` and `model` of bench/network, and the package's networks."""
+    folder = str(BENCH / "network")
+    sys.path.insert(0, folder)
     try:
-        yield tuple(importlib.import_module(name) for name in ("table", "model", "models"))
+        yield tuple(importlib.import_module(name) for name in ("table", "model", "terngrad_kernels.bench.models"))
     finally:
-        for folder in folders:
-            sys.path.remove(folder)
+        sys.path.remove(folder)
 
 
 def committed(name: str) -> Any:

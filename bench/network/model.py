@@ -17,8 +17,6 @@ from typing import Any
 
 from terngrad_kernels import _cost
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
-
 #: Of the points claimed, the largest error.
 WITHIN = 0.2
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -197,7 +195,7 @@ def draw(found: Sequence[dict[str, Any]], folder: pathlib.Path) -> None:
 
 
 def main(path: pathlib.Path) -> None:
-    from models import resnet50
+    from terngrad_kernels.bench.models import resnet50
 
     rows = points(json.loads(path.read_text()), resnet50())
     curves = speedups()

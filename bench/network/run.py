@@ -28,8 +28,6 @@ from typing import Any
 
 import links
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
-
 DIED = "a process died"
 #: Says that the links cannot be had here.
 SKIPPED = 77
@@ -62,9 +60,10 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         # Not before this process is root, which it can become only while it has no other threads.
         import cases
-        import models
         import torch
         import worker
+
+        from terngrad_kernels.bench import models
 
         self.options, self.cases, self.worker = options, cases, worker
         torch.set_num_threads(1)

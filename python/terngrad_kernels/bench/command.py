@@ -15,7 +15,7 @@ import terngrad_kernels as tk
 
 from . import cases, measure, peers, report
 
-__all__ = ["main", "run"]
+__all__ = ["dumps", "main", "run"]
 
 FORMAT = "terngrad_kernels bench 1"
 SECTIONS = ("operations", "dtypes", "threads", "layers", "models", "frameworks", "peers")
@@ -44,6 +44,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def _place(device: str) -> measure.Place:
     if device == "cpu":
         return measure.CpuPlace()
+    if tk.build_info()["cuda"] is None:
+        raise SystemExit("bench: --device cuda: this build has no CUDA kernels")
     for name in ("torch", "cupy"):
         if importlib.util.find_spec(name) is not None:
             place = measure.CudaPlace(name)
@@ -132,6 +134,24 @@ def _read(path: Path) -> dict[str, Any]:
     return result
 
 
+def dumps(result: dict[str, Any]) -> str:
+    """Return a result as JSON, a line a row.
+
+    Parameters
+    ----------
+    result : dict
+        Of `run`.
+
+    Returns
+    -------
+    str
+        Ends with a newline.
+    """
+    head = json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1).removesuffix("\n}")
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in result["rows"])
+    return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
 def _write(path: Path | None, text: str) -> None:
     if path is not None:
         path.write_text(text, encoding="utf-8")
@@ -171,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _read(arguments.show)
     else:
         result = run(arguments.quick, only, arguments.most, arguments.device)
-    _write(arguments.json, json.dumps(result, indent=1) + "\n")
+    _write(arguments.json, dumps(result))
     _write(arguments.markdown, report.markdown(result))
     shown = report.tables(result)
     lines = [*report.machine_lines(result), *(f"left out: {what}" for what in result["left_out"])]

@@ -85,7 +85,7 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
         path = target.relative_to(ROOT).as_posix()
         if path in PAGES:
             target = DOCS / f"{PAGES[path]}.md"
-        if target.is_relative_to(DOCS) and (image or target.suffix in (".md", ".rst")):
+        if image or (target.is_relative_to(DOCS) and target.suffix in (".md", ".rst")):  # images come from anywhere
             return f"{image}[{text}]({os.path.relpath(target, folder)}{anchor})"
         if REPOSITORY:
             return f"[{text}]({REPOSITORY}/{path}{anchor})"

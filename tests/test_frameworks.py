@@ -528,7 +528,7 @@ def test_a_named_stream_is_the_current_one_for_everything_that_a_call_does(monke
     numpy = adapter_of(np.empty(0), "x")
 
     class Streams:
-        has_streams = True
+        queue = adapters.queue
         current = "own"
 
         def __getattr__(self, name: str) -> Any:

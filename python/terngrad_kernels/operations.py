@@ -174,20 +174,6 @@ def _outputs(adapter: Adapter, out: Any, shapes: Sequence[tuple[int, ...]], dtyp
     return tuple(_output(adapter, item, (), dtype, like, f"out[{i}]") for i, item in enumerate(out))
 
 
-def _queue(adapter: Adapter, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
-    """Return where a device's kernels run, and memory for the length of the call; None for the host.
-
-    `measured`: whether layers' statistics are taken. `arrays`: what `_core` is given, each an array or a tuple of them.
-    """
-    if not adapter.has_streams or (stream := adapter.stream(like)) is None:
-        return None
-    if geometry is None:  # pack and unpack, which need no memory
-        return stream, None
-    count = sum(len(array) if isinstance(array, tuple) else 1 for array in arrays)
-    nbytes = geometry.scratch_nbytes(measured, count)
-    return stream, adapter.empty((nbytes,), "uint8", like) if nbytes else None
-
-
 def _results(adapter: Adapter, written: Any, out: Any) -> Any:
     if out is not None:
         return out
@@ -391,7 +377,7 @@ def encode(
     _require_no_counts(layout, "packing")
     data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    queue = _queue(adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, data)
+    queue = adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, data)
     passed = _passed(scales, adapter)
     adapter.core.encode(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, data, queue)
     return Packed(layout, _results(adapter, data, out))
@@ -442,7 +428,7 @@ def decode(
     if accumulate and out is None:
         raise ValueError("accumulate: needs out, to add to")
     written = _decoded(layout, adapter, data, out, dtype)
-    queue = _queue(adapter, data, layout.geometry, False, data, written)
+    queue = adapter.queue(data, layout.geometry, False, data, written)
     adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written, queue)
     return _results(adapter, written, out)
 
@@ -492,7 +478,7 @@ def decode_sum(
     given = _messages(messages)
     factors = _weights(weights, given.number)
     written = _decoded(given.layout, given.adapter, given.like, out, dtype)
-    queue = _queue(given.adapter, given.like, given.layout.geometry, False, factors, written)  # a weight a message
+    queue = given.adapter.queue(given.like, given.layout.geometry, False, factors, written)  # a weight a message
     given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written, queue)
     return _results(given.adapter, written, out)
 
@@ -555,7 +541,7 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
         (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
         for message, array in zip(given.items, arrays, strict=True)
     ]
-    queue = _queue(given.adapter, given.like, layout.geometry, False, (None,) * given.number, data)
+    queue = given.adapter.queue(given.like, layout.geometry, False, (None,) * given.number, data)
     given.adapter.core.sum_trits(summands, layout.geometry, data, queue)
     return Counts(layout, workers, _results(given.adapter, data, out))
 
@@ -630,7 +616,7 @@ def repack(
     data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     passed = _passed(scales, adapter)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    queue = _queue(adapter, given.like, given.layout.geometry, passed is None, factors, data)
+    queue = adapter.queue(given.like, given.layout.geometry, passed is None, factors, data)
     adapter.core.repack(
         given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data, queue
     )
@@ -712,7 +698,7 @@ def scales(
     shape = (layout.groups,)
     scale = _output(bucket.adapter, scale_out, shape, "float32", bucket.like, "out.scale")
     limit = _output(bucket.adapter, limit_out, shape, "float32", bucket.like, "out.limit")
-    queue = _queue(bucket.adapter, bucket.like, layout.geometry, True, bucket.arrays, scale, limit)
+    queue = bucket.adapter.queue(bucket.like, layout.geometry, True, bucket.arrays, scale, limit)
     bucket.adapter.core.scales(layout.geometry, bucket.arrays, clip, bool(center), scale, limit, queue)
     return Scales(_results(bucket.adapter, scale, scale_out), _results(bucket.adapter, limit, limit_out))
 
@@ -758,7 +744,7 @@ def clip(
     bucket = _bucket(x)
     layout = _layout_of(bucket, "two_bit", None)
     written = _like(bucket, out, bucket.dtype)
-    queue = _queue(bucket.adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, written)
+    queue = bucket.adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, written)
     passed = _passed(scales, bucket.adapter)
     bucket.adapter.core.clip(layout.geometry, bucket.arrays, clip, bool(center), passed, written, queue)
     return _results(bucket.adapter, written, out)
@@ -814,7 +800,7 @@ def ternarize(
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    queue = _queue(adapter, bucket.like, layout.geometry, scales is None, bucket.arrays, trits, scale)
+    queue = adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, trits, scale)
     passed = _passed(scales, adapter)
     adapter.core.ternarize(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, trits, scale, queue)
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
@@ -856,7 +842,7 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     adapter, array = _dense(trits, "trits")
     code = _ternary_code(packing)
     payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(array.shape)),), "uint8", array)
-    adapter.core.pack(array, code, payload, _queue(adapter, array, None, False))
+    adapter.core.pack(array, code, payload, adapter.queue(array, None, False))
     return _results(adapter, payload, out)
 
 
@@ -900,7 +886,7 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     trits = _output(adapter, out, sizes, "int8", array)
     if out is not None and math.prod(trits.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
         raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(trits.shape)}")
-    adapter.core.unpack(array, code, trits, _queue(adapter, array, None, False))
+    adapter.core.unpack(array, code, trits, adapter.queue(array, None, False))
     return _results(adapter, trits, out)
 
 
@@ -922,5 +908,5 @@ def validate(packed: Packed | Counts) -> None:
     if path := path_of(packed):
         path.validate(packed)
     layout, adapter, data = _one_message(packed)
-    queue = _queue(adapter, data, layout.geometry, True, data)
+    queue = adapter.queue(data, layout.geometry, True, data)
     adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1, queue)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["Adapter", "adapter_of", "handle_of", "no_stream", "numpy_adapter", "path_of"]
+__all__ = ["Adapter", "adapter_of", "handle_of", "no_queue", "no_stream", "numpy_adapter", "path_of", "queue"]
 
 
 class Adapter(Protocol):
     """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
 
     name: str
-    has_streams: bool  # whether it shows streams of devices: else `stream` gives None, and need not be asked
 
     @property
     def core(self) -> Any:
@@ -39,6 +38,9 @@ class Adapter(Protocol):
 
     def stream(self, x: Any) -> int | None:
         """Return the cudaStream_t of the current stream of the device of `x`, None for the host."""
+
+    def queue(self, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
+        """Return where a call on a device's arrays runs, and memory for its length: `queue`, or `no_queue`."""
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
         """Make `stream` the current one of the device of `x`, for a call on `arrays`, or say why it cannot be."""
@@ -125,6 +127,26 @@ def path_of(x: Any, stream: Any = None) -> Any:
     from . import streams
 
     return streams
+
+
+def queue(self: Adapter, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
+    """Return the current stream of the device of `like`, and memory for the length of a call; None for the host.
+
+    The method of adapters whose framework shows streams. `measured`: whether layers' statistics are taken. `arrays`:
+    what `_core` is given, each an array or a tuple of them. `geometry`: None for what needs no memory.
+    """
+    stream = self.stream(like)
+    if stream is None:
+        return None
+    if geometry is None:
+        return stream, None
+    count = sum(len(array) if isinstance(array, tuple) else 1 for array in arrays)
+    nbytes = geometry.scratch_nbytes(measured, count)
+    return stream, self.empty((nbytes,), "uint8", like) if nbytes else None
+
+
+def no_queue(self: Adapter, *given: Any) -> None:
+    """Return None: the method of all other adapters."""
 
 
 def no_stream() -> ValueError:

@@ -9,7 +9,7 @@ from typing import Any
 import cupy
 
 from .. import _core
-from ..adapters import handle_of
+from ..adapters import handle_of, queue
 
 
 class _Handle:
@@ -27,7 +27,7 @@ class CuPyAdapter:
 
     name = "cupy"
     core = _core
-    has_streams = True
+    queue = queue
 
     def accepts(self, x: Any) -> bool:
         """Arrays."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..adapters import Adapter, adapter_of, no_stream
+from ..adapters import Adapter, adapter_of, no_queue, no_stream
 
 _HOST = (1, 0)  # kDLCPU, and its number
 _CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -66,7 +66,7 @@ class DLPackAdapter:
 
     name = "dlpack"
     core = _core
-    has_streams = False
+    queue = no_queue
 
     def accepts(self, x: Any) -> bool:
         """Whatever has the method; what it gives is seen when it is called."""

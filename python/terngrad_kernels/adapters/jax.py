@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..adapters import no_stream
+from ..adapters import no_queue, no_stream
 from ..packed import PYTREES
 
 # ---- what both kinds have in common
@@ -407,7 +407,7 @@ class JaxAdapter:
 
     name = "jax"
     core = _Core()
-    has_streams = False
+    queue = no_queue
 
     def accepts(self, x: Any) -> bool:
         """Arrays and tracers."""

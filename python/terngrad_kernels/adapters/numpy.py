@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from ..adapters import no_stream
+from ..adapters import no_queue, no_stream
 
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float16", "float64", "int8", "uint8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -20,7 +20,7 @@ class NumpyAdapter:
 
     name = "numpy"
     core = _core
-    has_streams = False
+    queue = no_queue
 
     def accepts(self, x: Any) -> bool:
         """Masked arrays are refused: their masks would be lost."""

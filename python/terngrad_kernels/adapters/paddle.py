@@ -9,7 +9,7 @@ from typing import Any
 import paddle
 
 from .. import _core
-from ..adapters import handle_of, no_stream
+from ..adapters import handle_of, no_stream, queue
 
 if not hasattr(paddle.Tensor, "__dlpack_c_exchange_api__"):  # older ones have no way to say that they may be written
     raise ImportError(f"terngrad_kernels takes tensors of Paddle 3.3 and later, this is Paddle {paddle.__version__}")
@@ -39,7 +39,7 @@ class PaddleAdapter:
 
     name = "paddle"
     core = _core
-    has_streams = True
+    queue = queue
 
     def accepts(self, x: Any) -> bool:
         """Tensors, and the values of static graphs, which `dense` refuses with the reason."""

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from .. import _core
-from ..adapters import no_stream
+from ..adapters import no_queue, no_stream
 
 
 class TensorFlowAdapter:
@@ -17,7 +17,7 @@ class TensorFlowAdapter:
 
     name = "tensorflow"
     core = _core
-    has_streams = False
+    queue = no_queue
 
     def accepts(self, x: Any) -> bool:
         """Dense tensors, variables, and symbolic tensors, which `dense` refuses with the reason."""

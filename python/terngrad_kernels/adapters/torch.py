@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from .. import _core
-from ..adapters import handle_of, no_stream
+from ..adapters import handle_of, no_stream, queue
 from ..layout import Layout
 from ..packed import PYTREES
 from . import torch_operators as _operators  # noqa: F401  (which registers them)
@@ -49,7 +49,7 @@ class TorchAdapter:
 
     name = "torch"
     core = _core
-    has_streams = True
+    queue = queue
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""

@@ -1,7 +1,7 @@
 """The public functions as PyTorch's compilers record them: loaded while one is at work.
 
 TorchDynamo reads the source of what it compiles instead of running it, and cannot follow caches and compiled objects.
-So each public function leaves for its namesake here first thing (`adapters.recorder_of`), which records one operator of
+So each public function leaves for its namesake here first thing (`adapters.path_of`), which records one operator of
 `torch_operators` and cuts up its result. `torch.export` comes the same way, with tensors that have no values.
 
 Layouts are static: a symbolic size is guarded to be the one that was seen, and another one is recorded anew.

@@ -133,7 +133,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 
 #: The modules that docs/api shows. Of those that import a framework only the source is read.
-MODULES = ("__init__", "torch", "jax", "frontends/__init__", "frontends/terngrad", "frontends/grace")
+MODULES = ("__init__", "torch", "torch_fsdp", "jax", "frontends/__init__", "frontends/terngrad", "frontends/grace")
 
 
 def public_names(module: str) -> set[str]:

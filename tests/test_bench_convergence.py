@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bench"))
 
 from convergence import __main__ as program  # noqa: E402
-from convergence import networks, plan, training  # noqa: E402
+from convergence import networks, plan, tables, training  # noqa: E402
 from convergence.exchanges import Exchange, Options, quantisation  # noqa: E402
 
 from terngrad_kernels.torch import TernGradState, all_reduce_mean  # noqa: E402
@@ -232,3 +233,53 @@ def test_quick(tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for line in lines for loss in line["curve"])
     by_name = {line["variant"]: line for line in lines}
     assert by_name["gather"]["curve"] == by_name["gather, base-3"]["curve"] != by_name["float32"]["curve"]
+
+
+needs_results = pytest.mark.skipif(not RESULTS.exists(), reason="the results are not in a source distribution")
+
+
+@needs_results
+def test_results_are_those_of_the_plan() -> None:
+    """No seed is left out, at the rates that were best for float32, and no run is there twice."""
+    for name in plan.EXPERIMENTS:
+        keys = [program.key_of(line) for line in program.read(RESULTS, name)]
+        assert len(set(keys)) == len(keys)
+    assert program.pending(RESULTS, plan.runs()) == []
+    best = tables.best_rates(RESULTS)
+    assert best.pop(("transformer", "adam")) == plan.TEXT_RATE
+    assert best == {("lenet", optimizer): rate for optimizer, rate in plan.RATES.items()}
+
+
+@needs_results
+def test_base3_trains_alike_to_the_bit() -> None:
+    """Another packing of the same trits: nothing but the bytes differs."""
+    lines = program.read(RESULTS, "strategies")
+    for dense, other in (
+        ("gather, base-3", "gather"),
+        ("gather, base-3, every layer ternary", "gather, every layer ternary"),
+    ):
+        found = [
+            {line["seed"]: (line["curve"], line["accuracy"]) for line in lines if line["variant"] == name}
+            for name in (dense, other)
+        ]
+        assert found[0] == found[1] != {}
+
+
+@needs_results
+def test_tables_and_pictures_of_the_page() -> None:
+    pytest.importorskip("scipy")
+    page = (ROOT / "docs" / "convergence.md").read_text()
+    assert tables.rewrite(page, tables.tables(RESULTS)) == page
+    for picture in re.findall(r"\((convergence-\w+\.svg)\)", page):
+        assert (ROOT / "docs" / picture).exists()
+
+
+def test_the_paired_test() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values, base = {1: 0.5, 2: 0.7, 3: 0.2, 9: 5.0}, {1: 0.4, 2: 0.65, 3: 0.3, 4: 0.1}
+    found = tables.compare(values, base)
+    known = stats.ttest_rel([0.5, 0.7, 0.2], [0.4, 0.65, 0.3])
+    assert (found.pairs, found.p) == (3, pytest.approx(known.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(known.confidence_interval()))
+    assert tables.compare(base, base)[1:] == (0.0, 0.0, 0.0, 1.0)
+    assert tables.holm([0.01, math.nan, 0.04, 0.03]) == pytest.approx([0.03, math.nan, 0.06, 0.06], nan_ok=True)

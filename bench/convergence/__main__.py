@@ -75,12 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m convergence", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="of the results")
     parser.add_argument("--quick", action="store_true", help="a few steps of each run: seconds in all")
-    parser.add_argument("--only", choices=list(plan.EXPERIMENTS), help="one experiment")
+    parser.add_argument("--only", choices=list(plan.EXPERIMENTS), nargs="+", help="some experiments")
+    parser.add_argument("--seeds", type=int, default=1 << 31, help="only seeds below that")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th run from the I-th")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no run after that time")
     options = parser.parse_args(arguments)
     place, parts = map(int, options.part.split("/"))
-    wanted = [run for run in (plan.quick() if options.quick else plan.runs()) if options.only in (None, run.experiment)]
+    only = options.only or list(plan.EXPERIMENTS)
+    wanted = [run for run in (plan.quick() if options.quick else plan.runs()) if run.experiment in only]
+    wanted = [run for run in wanted if run.seed < options.seeds]
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
     start = time.monotonic()

@@ -17,6 +17,7 @@ VARIANTS: dict[str, Options] = {
     "gather, base-3": Options("gather", packing="base3"),
     "gather, blocks of 2560": Options("gather", block=2560),
     "gather, every layer ternary": Options("gather", carried="none"),
+    "gather, base-3, every layer ternary": Options("gather", packing="base3", carried="none"),
     "gather, ends in float32": Options("gather", carried="ends"),
     "sum": Options("sum"),
     "requantize": Options("requantize"),
@@ -41,35 +42,20 @@ TEXT = {"network": "transformer", "workers": 4, "batch": 32, "steps": 600, "opti
 IMAGES = 64 * 400
 
 SEEDS = range(5)
-MORE_SEEDS = range(5, 10)
 TEXT_SEEDS = range(3)
 TUNING_SEEDS = range(100, 102)
-WORKERS = (2, 4, 8, 16, 32, 64)
+WORKERS = (2, 4, 16, 64)
 BATCHES = (16, 64, 256)
 
 DIGITS_VARIANTS = tuple(name for name in VARIANTS if name != "gather, ends in float32")
 SWEPT = ("float32", "gather", "requantize")
+#: In the order of what is wanted first.
 TEXT_VARIANTS = (
-    "float32",
-    "gather",
-    "gather, no clipping",
-    "gather, blocks of 2560",
-    "gather, ends in float32",
-    "sum",
-    "requantize",
-    "gather, feedback (clip 1.5)",
-    "requantize, feedback (clip 1.5)",
-    "GRACE's rule",
+    ("float32", "gather", "requantize", "gather, feedback (clip 1.5)"),
+    ("gather, no clipping", "gather, blocks of 2560", "gather, ends in float32"),
+    ("sum", "requantize, feedback (clip 1.5)", "GRACE's rule"),
 )
-CONSTANT_VARIANTS = (
-    "float32",
-    "gather",
-    "gather, no clipping",
-    "requantize",
-    "gather, feedback (clip 1.5)",
-    "requantize, feedback (clip 1.5)",
-)
-OPTIMIZER_VARIANTS = (*SWEPT, "gather, no clipping", "gather, feedback (clip 1.5)")
+VARIED = (*SWEPT, "gather, feedback (clip 1.5)")
 
 #: What each file of results is about.
 EXPERIMENTS = {
@@ -84,14 +70,18 @@ EXPERIMENTS = {
 }
 
 
-def tuning() -> Iterator[Run]:
+def tuning(*variants: str) -> Iterator[Run]:
     """Every rate tried, with ternary gradients too: they might like another one."""
     for optimizer, rates in RATES_TRIED.items():
-        for variant in SWEPT:
+        for variant in variants:
             for rate in rates:
                 for seed in TUNING_SEEDS:
                     yield replace(_digits("rates", variant, seed), optimizer=optimizer, rate=rate)
-    for variant in SWEPT:
+
+
+def text_tuning(*variants: str) -> Iterator[Run]:
+    """The same for the transformer."""
+    for variant in variants:
         for rate in TEXT_RATES_TRIED:
             yield replace(_text("rates", variant, TUNING_SEEDS[0]), rate=rate)
 
@@ -115,29 +105,27 @@ def _sweeps(seed: int) -> Iterator[Run]:
             if batch != DIGITS["batch"]:
                 run = _digits("batches", variant, seed)
                 yield replace(run, batch=batch, steps=IMAGES // batch, rate=run.rate * batch / run.batch)
-    for optimizer in ("sgd", "adam"):
-        for variant in OPTIMIZER_VARIANTS:
+    for variant in VARIED:
+        for optimizer in ("sgd", "adam"):
             run = _digits("optimizers", variant, seed)
             yield replace(run, optimizer=optimizer, rate=RATES[optimizer])
-    for variant in CONSTANT_VARIANTS:
         yield replace(_digits("constant", variant, seed), schedule="constant")
         yield replace(_digits("half", variant, seed), rate=RATES["momentum"] / 2)
 
 
 def runs() -> list[Run]:
     """All of them."""
-    found = [run for run in tuning() if run.variant == "float32"]
+    found = [*tuning("float32"), *text_tuning("float32")]
     for seed in SEEDS:
         found += [_digits("strategies", variant, seed) for variant in DIGITS_VARIANTS]
-    for seed in TEXT_SEEDS:
-        found += [_text("text", variant, seed) for variant in TEXT_VARIANTS]
+    for variants in TEXT_VARIANTS:
+        found += [_text("text", variant, seed) for seed in TEXT_SEEDS for variant in variants]
+        found += text_tuning("gather")
     sweeps = [run for seed in SEEDS for run in _sweeps(seed)]
     found += [run for run in sweeps if run.variant != "sum"]
-    found += [run for run in tuning() if run.variant != "float32"]
+    found += tuning("gather", "requantize")
     found += [run for run in sweeps if run.variant == "sum"]
-    for seed in MORE_SEEDS:
-        found += [_digits("strategies", variant, seed) for variant in DIGITS_VARIANTS]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def quick() -> list[Run]:

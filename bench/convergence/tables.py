@@ -71,57 +71,55 @@ def diverged(line: Line) -> bool:
     return loss is None or (line["network"] == "lenet" and loss > GUESSING)
 
 
-def verdict(lines: Sequence[Line], difference: Difference, p: float, better: int) -> str:
-    """In words; ``better``: the sign of a difference that is one for the better."""
-    lost = sum(map(diverged, lines))
-    if lost:
-        return f"**{lost} of {len(lines)} diverged**"
+class Metric(NamedTuple):
+    """A column: of a line, as it is shown; ``ratio``: compared as the ratio to float32, by logarithms."""
+
+    name: str
+    title: str
+    scale: float = 1.0
+    digits: int = 3
+    ratio: bool = False
+
+
+ACCURACY = Metric("accuracy", "test accuracy, %", 100.0, 2)
+TRAIN_LOSS = Metric("train_loss", "training loss", digits=4, ratio=True)
+TEST_LOSS = Metric("test_loss", "test loss")
+Row = tuple[list[str], list[Line], list[Line]]
+
+
+def table(first: Sequence[str], rows: Sequence[Row], metrics: Sequence[Metric]) -> str:
+    """Rows of (first cells, runs, float32's runs at the same setting; none for float32 itself)."""
+    cells = [[*start, str(len(lines))] for start, lines, _ in rows]
+    head = [*first, "seeds"]
+    for metric in metrics:
+        head += [metric.title, "against float32 [95 %]", "p"]
+        compared: list[Difference | None] = []
+        for _, lines, base in rows:
+            tested = base and not any(map(diverged, lines))
+            pair = [by_seed(of_two, metric.name) for of_two in (lines, base)]
+            if metric.ratio:
+                pair = [{seed: math.log(value) for seed, value in values.items()} for values in pair]
+            compared.append(compare(*pair) if tested else None)
+        ps = holm([difference.p if difference else math.nan for difference in compared])
+        for row, (_, lines, _), difference, p in zip(cells, rows, compared, ps, strict=True):
+            lost = sum(map(diverged, lines))
+            row.append(spread([x[metric.name] for x in lines], metric.scale, metric.digits))
+            row += [difference_of(difference, metric), short_p(p)] if difference else ["", ""]
+            if lost:
+                row[-2] = f"**{lost} of {len(lines)} diverged**"
+    return markdown(head, cells)
+
+
+def difference_of(difference: Difference, metric: Metric) -> str:
+    """With its interval."""
     if difference.mean == difference.low == difference.high == 0:
-        return "the same bits"
-    if math.isnan(p):
-        return ""
-    if p >= LEVEL:
-        return "within the spread"
-    return "better" if difference.mean * better > 0 else "**worse**"
-
-
-class Rows:
-    """Rows of one table, each compared with a baseline; p-values are corrected over all of them."""
-
-    def __init__(self, metric: str, scale: float, digits: int, better: int) -> None:
-        self.metric, self.scale, self.digits, self.better = metric, scale, digits, better
-        self._rows: list[tuple[list[str], list[Line], Difference | None]] = []
-
-    def add(self, first: list[str], lines: Sequence[Line], base: Sequence[Line] | None) -> None:
-        """A row that starts with ``first``; ``base`` None: of the baseline itself."""
-        kept = sorted(lines, key=lambda line: line["seed"])
-        if kept:
-            own = by_seed(kept, self.metric)
-            self._rows.append((first, kept, compare(own, by_seed(base, self.metric)) if base else None))
-
-    def cells(self) -> list[list[str]]:
-        """Each row's: ``first``, the runs, mean and deviation, difference and interval, p, verdict."""
-        asked = [row[2].p if row[2] and not any(map(diverged, row[1])) else math.nan for row in self._rows]
-        rows = []
-        for (first, lines, difference), p in zip(self._rows, holm(asked), strict=True):
-            cells = [*first, str(len(lines)), self.spread(lines)]
-            if difference is None:
-                cells += ["", "", ""]
-            elif any(map(diverged, lines)):
-                cells += ["", "", verdict(lines, difference, p, self.better)]
-            else:
-                low, mean, high = (
-                    f"{self.scale * value:+.{self.digits}f}"
-                    for value in (difference.low, difference.mean, difference.high)
-                )
-                cells += [f"{mean} [{low}, {high}]", "" if math.isnan(p) else short_p(p)]
-                cells.append(verdict(lines, difference, p, self.better))
-            rows.append(cells)
-        return rows
-
-    def spread(self, lines: Sequence[Line]) -> str:
-        """Mean and standard deviation over seeds."""
-        return spread([line[self.metric] for line in lines], self.scale, self.digits)
+        return "the same"
+    values = (difference.mean, difference.low, difference.high)
+    if metric.ratio:
+        mean, low, high = (f"{math.exp(value):.2f}" for value in values)
+        return f"x {mean} [{low}, {high}]"
+    mean, low, high = (f"{metric.scale * value:+.{metric.digits}f}" for value in values)
+    return f"{mean} [{low}, {high}]"
 
 
 def spread(values: Sequence[float | None], scale: float = 1.0, digits: int = 3) -> str:
@@ -134,8 +132,11 @@ def spread(values: Sequence[float | None], scale: float = 1.0, digits: int = 3) 
 
 
 def short_p(p: float) -> str:
-    """Two figures, and no more zeros than needed."""
-    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    """Two figures, and no more zeros than needed; bold below `LEVEL`."""
+    if math.isnan(p):
+        return ""
+    text = "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+    return f"**{text}**" if p < LEVEL else text
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -144,73 +145,69 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def ratio(line: Line, part: str) -> str:
-    """Bytes of float32 over those of this exchange."""
-    traffic = line["traffic"]
-    return f"{traffic[f'float32_{part}'] / traffic[part]:.1f} x"
-
-
 def of(lines: Iterable[Line], **settings: Any) -> list[Line]:
     """Those with these settings."""
     return [line for line in lines if all(line[name] == value for name, value in settings.items())]
 
 
-def strategies(folder: Path, experiment: str) -> str:
-    """Every exchange beside float32, with what it sends."""
+def sorted_of(lines: Iterable[Line], **settings: Any) -> list[Line]:
+    """Those with these settings, by seed."""
+    return sorted(of(lines, **settings), key=lambda line: line["seed"])
+
+
+def strategies(folder: Path, experiment: str, metrics: Sequence[Metric]) -> str:
+    """Every exchange beside float32."""
     lines = read(folder, experiment)
-    on_text = experiment == "text"
-    rows = Rows("test_loss", 1.0, 3, -1) if on_text else Rows("accuracy", 100.0, 2, 1)
     base = of(lines, variant="float32")
-    names = [name for name in plan.VARIANTS if of(lines, variant=name)]
-    for name in names:
-        rows.add([name], of(lines, variant=name), base if name != "float32" else None)
-    cells = rows.cells()
-    for row, name in zip(cells, names, strict=True):
-        found = of(lines, variant=name)
-        row[3:3] = [] if on_text else [spread([line["test_loss"] for line in found])]
-        row[4 - on_text : 4 - on_text] = [
-            spread([line["curve"][-1] if on_text else line["train_loss"] for line in found], digits=3 if on_text else 4)
-        ]
-        row += [f"{found[0]['traffic']['message']:,}", ratio(found[0], "message"), ratio(found[0], "sent")]
-    metrics = ["test loss"] if on_text else ["test accuracy, %", "test loss"]
-    head = ["exchange", "seeds", *metrics, "training loss", "against float32 [95 %]", "p", "", "message, bytes"]
-    return markdown([*head, "against 4 bytes", "sent, against a ring"], cells)
+    found = [(name, sorted_of(lines, variant=name)) for name in plan.VARIANTS]
+    rows: list[Row] = [([name], own, [] if name == "float32" else base) for name, own in found if own]
+    return table(["exchange"], rows, metrics)
+
+
+def traffic(folder: Path) -> str:
+    """What each exchange sends, with what it ends at."""
+    found = [(name, of(read(folder, name), workers=4)) for name in ("strategies", "text")]
+    rows = []
+    for name in plan.VARIANTS:
+        cells = [name]
+        for _, lines in found:
+            own = of(lines, variant=name)
+            if own:
+                cost = own[0]["traffic"]
+                parts = [f"{cost[f'float32_{part}'] / cost[part]:.1f} x" for part in ("message", "sent")]
+                cells += [f"{cost['message']:,}", parts[0], f"{cost['sent']:,}", parts[1]]
+            else:
+                cells += ["-"] * 4
+        rows.append(cells)
+    head = ["message, bytes", "against 4 bytes an element", "sent by each of 4", "against a ring"]
+    return markdown(["exchange", *(f"{name}: {each}" for name in ("LeNet", "transformer") for each in head)], rows)
 
 
 def swept(folder: Path, experiment: str) -> str:
     """A setting varied: every exchange beside float32 at the same setting."""
-    lines = read(folder, "strategies") + read(folder, experiment)
-    if experiment in ("constant", "half"):
-        lines = read(folder, experiment)
-    seeds = {line["seed"] for line in read(folder, experiment)}
-    setting = {
-        "workers": "workers",
-        "batches": "batch",
-        "optimizers": "optimizer",
-        "constant": "schedule",
-        "half": "rate",
+    own = read(folder, experiment)
+    seeds = {line["seed"] for line in own}
+    lines = own if experiment in ("constant", "half") else own + read(folder, "strategies")
+    lines = [line for line in lines if line["seed"] in seeds]
+    setting, values, variants = {
+        "workers": ("workers", plan.WORKERS, ("float32", "gather", "sum", "requantize")),
+        "batches": ("batch", plan.BATCHES, plan.SWEPT),
+        "optimizers": ("optimizer", ("sgd", "momentum", "adam"), plan.VARIED),
+        "constant": ("schedule", ("constant",), plan.VARIED),
+        "half": ("rate", (plan.RATES["momentum"] / 2,), plan.VARIED),
     }[experiment]
-    rows = Rows("accuracy", 100.0, 2, 1)
-    order = {"workers": plan.WORKERS, "batches": plan.BATCHES, "optimizers": ("sgd", "momentum", "adam")}
-    names = {"workers": ("float32", "gather", "sum", "requantize"), "batches": plan.SWEPT}
-    variants = names.get(experiment, plan.OPTIMIZER_VARIANTS if experiment == "optimizers" else plan.CONSTANT_VARIANTS)
-    losses = []
-    for value in order.get(experiment, sorted({line[setting] for line in lines})):
-        here = [line for line in of(lines, **{setting: value}) if line["seed"] in seeds]
-        # The average of 64 images is the same, but for rounding, however they were dealt.
+    rows: list[Row] = []
+    for value in values:
+        here = of(lines, **{setting: value})
+        # The average of 64 images is the same, but for rounding, however they were dealt to workers.
         base = of(here, variant="float32") or of(lines, variant="float32", workers=plan.DIGITS["workers"])
         for name in variants:
-            found = of(here, variant=name)
+            found = sorted_of(here, variant=name)
             if found:
-                rate = [f"{found[0]['rate']:g}"] if experiment in ("batches", "optimizers") else []
-                rows.add([str(value), *rate, name], found, base if name != "float32" else None)
-                losses.append(spread([line["train_loss"] for line in found], digits=4))
-    cells = rows.cells()
-    for row, loss in zip(cells, losses, strict=True):
-        row.insert(-3, loss)
-    rate = ["rate"] if experiment in ("batches", "optimizers") else []
-    head = [setting, *rate, "exchange", "seeds", "test accuracy, %", "training loss", "against float32 [95 %]", "p", ""]
-    return markdown(head, cells)
+                rate = [f"{found[0]['rate']:g}"] if setting in ("batch", "optimizer") else []
+                rows.append(([str(value), *rate, name], found, [] if name == "float32" else base))
+    rate = ["rate"] if setting in ("batch", "optimizer") else []
+    return table([setting, *rate, "exchange"], rows, (ACCURACY, TRAIN_LOSS))
 
 
 def rates(folder: Path) -> str:
@@ -266,7 +263,12 @@ def layers(folder: Path) -> str:
 
 def tables(folder: Path) -> dict[str, str]:
     """All tables by name."""
-    found = {"strategies": strategies(folder, "strategies"), "text": strategies(folder, "text")}
+    found = {
+        "strategies": strategies(folder, "strategies", (ACCURACY,)),
+        "losses": strategies(folder, "strategies", (TEST_LOSS, TRAIN_LOSS)),
+        "text": strategies(folder, "text", (TEST_LOSS,)),
+        "traffic": traffic(folder),
+    }
     found |= {name: swept(folder, name) for name in ("workers", "batches", "optimizers", "constant", "half")}
     return found | {"rates": rates(folder), "layers": layers(folder)}
 

@@ -55,7 +55,8 @@ TEXT_VARIANTS = (
     ("gather, no clipping", "gather, blocks of 2560", "gather, ends in float32"),
     ("sum", "requantize, feedback (clip 1.5)", "GRACE's rule"),
 )
-VARIED = (*SWEPT, "gather, feedback (clip 1.5)")
+FEEDBACK = "gather, feedback (clip 1.5)"
+VARIED = (*SWEPT, FEEDBACK)
 
 #: What each file of results is about.
 EXPERIMENTS = {
@@ -70,11 +71,11 @@ EXPERIMENTS = {
 }
 
 
-def tuning(*variants: str) -> Iterator[Run]:
+def tuning(*variants: str, optimizers: tuple[str, ...] = tuple(RATES_TRIED)) -> Iterator[Run]:
     """Every rate tried, with ternary gradients too: they might like another one."""
-    for optimizer, rates in RATES_TRIED.items():
+    for optimizer in optimizers:
         for variant in variants:
-            for rate in rates:
+            for rate in RATES_TRIED[optimizer]:
                 for seed in TUNING_SEEDS:
                     yield replace(_digits("rates", variant, seed), optimizer=optimizer, rate=rate)
 
@@ -96,21 +97,21 @@ def _text(experiment: str, variant: str, seed: int) -> Run:
 
 def _sweeps(seed: int) -> Iterator[Run]:
     """What differs in one setting from the experiment "strategies"; that itself has the points they share."""
-    for workers in WORKERS:
-        for variant in ("gather", "sum", "requantize", *(["float32"] if workers == WORKERS[-1] else [])):
-            if workers != DIGITS["workers"]:
+    for variant in SWEPT:
+        yield replace(_digits("half", variant, seed), rate=RATES["momentum"] / 2)
+        for workers in WORKERS:
+            if workers == WORKERS[-1] if variant != "gather" else workers != DIGITS["workers"]:
                 yield replace(_digits("workers", variant, seed), workers=workers)
-    for batch in BATCHES:
-        for variant in SWEPT:
+        if variant == "requantize":
+            continue
+        yield replace(_digits("constant", variant, seed), schedule="constant")
+        for optimizer in ("adam", "sgd"):
+            run = _digits("optimizers", variant, seed)
+            yield replace(run, optimizer=optimizer, rate=RATES[optimizer])
+        for batch in BATCHES:
             if batch != DIGITS["batch"]:
                 run = _digits("batches", variant, seed)
                 yield replace(run, batch=batch, steps=IMAGES // batch, rate=run.rate * batch / run.batch)
-    for variant in VARIED:
-        for optimizer in ("sgd", "adam"):
-            run = _digits("optimizers", variant, seed)
-            yield replace(run, optimizer=optimizer, rate=RATES[optimizer])
-        yield replace(_digits("constant", variant, seed), schedule="constant")
-        yield replace(_digits("half", variant, seed), rate=RATES["momentum"] / 2)
 
 
 def runs() -> list[Run]:
@@ -121,10 +122,9 @@ def runs() -> list[Run]:
     for variants in TEXT_VARIANTS:
         found += [_text("text", variant, seed) for seed in TEXT_SEEDS for variant in variants]
         found += text_tuning("gather")
-    sweeps = [run for seed in SEEDS for run in _sweeps(seed)]
-    found += [run for run in sweeps if run.variant != "sum"]
-    found += tuning("gather", "requantize")
-    found += [run for run in sweeps if run.variant == "sum"]
+    for seed in SEEDS:
+        found += _sweeps(seed)
+    found += tuning("gather", optimizers=("momentum",))
     return list(dict.fromkeys(found))
 
 

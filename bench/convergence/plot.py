@@ -181,12 +181,20 @@ def traffic(folder: Path) -> Figure:
 
 PICTURES = {"strategies": strategies, "text": text, "sweeps": sweeps, "constant": constant, "traffic": traffic}
 
+NEEDS = {
+    "sweeps": ("workers", "batches", "optimizers"),
+    "constant": ("constant", "half"),
+    "traffic": ("strategies", "text"),
+}
+
 
 def main(folder: str, into: str) -> None:
     """Draw all."""
     # Nothing of the day or the machine in the files.
     mpl.rcParams["svg.hashsalt"] = "terngrad"
     for name, draw in PICTURES.items():
+        if not all(read(Path(folder), experiment) for experiment in NEEDS.get(name, (name,))):
+            continue
         made = draw(Path(folder))
         for axes in made.axes:
             axes.spines[["top", "right"]].set_visible(False)

@@ -119,7 +119,7 @@ def difference_of(difference: Difference, metric: Metric) -> str:
         mean, low, high = (f"{math.exp(value):.2f}" for value in values)
         return f"x {mean} [{low}, {high}]"
     mean, low, high = (f"{metric.scale * value:+.{metric.digits}f}" for value in values)
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if difference.pairs > 1 else mean
 
 
 def spread(values: Sequence[float | None], scale: float = 1.0, digits: int = 3) -> str:
@@ -160,7 +160,9 @@ def strategies(folder: Path, experiment: str, metrics: Sequence[Metric]) -> str:
     lines = read(folder, experiment)
     base = of(lines, variant="float32")
     found = [(name, sorted_of(lines, variant=name)) for name in plan.VARIANTS]
-    rows: list[Row] = [([name], own, [] if name == "float32" else base) for name, own in found if own]
+    # Base-3 has the bits of two bits, and would be tested twice.
+    untested = {"float32", *(name for name, options in plan.VARIANTS.items() if options.packing == "base3")}
+    rows: list[Row] = [([name], own, [] if name in untested else base) for name, own in found if own]
     return table(["exchange"], rows, metrics)
 
 
@@ -215,8 +217,8 @@ def rates(folder: Path) -> str:
     lines = read(folder, "rates")
     rows = []
     for network, optimizer in [("lenet", name) for name in plan.RATES] + [("transformer", "adam")]:
-        tried = sorted({line["rate"] for line in of(lines, network=network, optimizer=optimizer, variant="float32")})
-        tried = [rate for rate in tried if len(of(lines, network=network, optimizer=optimizer, rate=rate)) > 1]
+        plain = of(lines, network=network, optimizer=optimizer, variant="float32")
+        tried = sorted({line["rate"] for line in plain})
         for rate in tried:
             cells = [network, optimizer, f"{rate:g}"]
             for name in plan.SWEPT:
@@ -224,6 +226,7 @@ def rates(folder: Path) -> str:
                 lost = sum(map(diverged, found))
                 mean = spread([line["test_loss"] for line in found]).split(" ")[0] if found else "-"
                 mean = f"{lost} of {len(found)} diverged" if lost else mean
+                mean += " (one seed)" if len(found) == 1 and network == "lenet" else ""
                 chosen = plan.TEXT_RATE if network == "transformer" else plan.RATES[optimizer]
                 cells.append(f"**{mean}**" if rate == chosen and name == "float32" else mean)
             rows.append(cells)
@@ -262,15 +265,17 @@ def layers(folder: Path) -> str:
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """All tables by name."""
+    """All tables of what was run, by name."""
     found = {
         "strategies": strategies(folder, "strategies", (ACCURACY,)),
         "losses": strategies(folder, "strategies", (TEST_LOSS, TRAIN_LOSS)),
         "text": strategies(folder, "text", (TEST_LOSS,)),
         "traffic": traffic(folder),
+        "layers": layers(folder),
+        "rates": rates(folder),
     }
-    found |= {name: swept(folder, name) for name in ("workers", "batches", "optimizers", "constant", "half")}
-    return found | {"rates": rates(folder), "layers": layers(folder)}
+    sweeps = ("workers", "batches", "optimizers", "constant", "half")
+    return found | {name: swept(folder, name) for name in sweeps if read(folder, name)}
 
 
 def rewrite(page: str, made: dict[str, str]) -> str:

@@ -1,0 +1,1 @@
+"""Training with ternary gradients beside training with float32, workers simulated: see docs/convergence.md."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peers import grace_compress
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook, quantization_hooks
 
+from terngrad_kernels.bench.peers import grace_compress
 from terngrad_kernels.torch import TernGradState, terngrad_hook
 
 Future = torch.futures.Future

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from terngrad_kernels import _cost
-
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
+from terngrad_kernels.bench.models import resnet50
 
 #: Of the points claimed, the largest error.
 WITHIN = 0.2
@@ -60,9 +59,9 @@ def buckets(shapes: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
     return sizes, carried
 
 
-def points(found: dict[str, Any], shapes: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
+def points(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Return measured and predicted seconds of what the model knows."""
-    sizes, carried = buckets(shapes)
+    sizes, carried = buckets(resnet50())
     rows = []
     for piece in found["pieces"]:
         if "rows" not in piece or "x" in piece["workers"] or "bandwidth" not in piece.get("link", {}):
@@ -197,9 +196,7 @@ def draw(found: Sequence[dict[str, Any]], folder: pathlib.Path) -> None:
 
 
 def main(path: pathlib.Path) -> None:
-    from models import resnet50
-
-    rows = points(json.loads(path.read_text()), resnet50())
+    rows = points(json.loads(path.read_text()))
     curves = speedups()
     lines = {network: [frontier(network, ranks) for ranks in WORKERS[1:]] for network in NETWORKS}
     found = {"within": WITHIN, "points": rows, "speedups": curves, "frontier_gbit": lines, "workers": list(WORKERS)}

@@ -28,8 +28,6 @@ from typing import Any
 
 import links
 
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1])]
-
 DIED = "a process died"
 #: Says that the links cannot be had here.
 SKIPPED = 77
@@ -62,13 +60,14 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         # Not before this process is root, which it can become only while it has no other threads.
         import cases
-        import models
         import torch
         import worker
 
+        from terngrad_kernels.bench.models import resnet50
+
         self.options, self.cases, self.worker = options, cases, worker
         torch.set_num_threads(1)
-        shapes = [(options.elements // 1024, 1024)] if options.elements else models.resnet50()
+        shapes = [(options.elements // 1024, 1024)] if options.elements else resnet50()
         sizes = [torch.Size(shape).numel() for shape in shapes]
         self.elements = sum(sizes)
         #: A gradient a rank: the same numbers, moved by some.

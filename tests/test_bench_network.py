@@ -77,11 +77,11 @@ def committed(name: str) -> Any:
 
 
 def test_the_model_is_near_what_was_measured(model: Any) -> None:
-    """Every point claimed is within 20 %; those that are not are few, and marked in docs/performance-model.md."""
+    """Up to 1 Gbit/s points are within 20 %, but for a few; those are marked in docs/performance-model.md."""
     points = model.points(committed("network.json"))
-    near = [abs(point["error"]) <= model.WITHIN for point in points]
-    assert len(points) >= 36
-    assert sum(near) >= 0.9 * len(points)
+    near = [abs(point["error"]) <= model.WITHIN for point in points if point["gbit"] <= model.CLAIMED_GBIT]
+    assert len(near) >= 36
+    assert sum(near) >= 0.9 * len(near)
 
 
 def test_what_was_counted_is_what_is_computed() -> None:

@@ -20,6 +20,8 @@ from terngrad_kernels.bench.models import resnet50
 
 #: Of the points claimed, the largest error.
 WITHIN = 0.2
+#: Faster links are not claimed: there, what sockets and memory take of two cores is most of an exchange.
+CLAIMED_GBIT = 1.0
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 GBITS = (1.0, 10.0, 100.0, 400.0)
 

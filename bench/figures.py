@@ -9,11 +9,13 @@ with what it follows from.
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import json
 import math
 import pathlib
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -25,6 +27,7 @@ RESULTS = ROOT / "bench" / "results"
 SUITE = "2026-11-24-zen4-suite"
 KERNELS = {"avx2": "2026-11-23-zen4-avx2", "avx512": "2026-11-23-zen4-avx512"}
 DEMO = "2026-11-23-demo"
+NETWORK = "2026-11-24-network"
 LARGE = 25_600_000
 
 
@@ -155,6 +158,24 @@ def call() -> str:
 
 
 #: Of page and name: what stands between its comments.
+def _network(name: str) -> Any:
+    folder = str(ROOT / "bench" / "network")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
+
+
+def exchanges(what: str) -> str:
+    return str(_network("network_table").summary(load(f"{NETWORK}/network.json"), what)).rstrip()
+
+
+def predictions() -> str:
+    model = _network("model")
+    return str(model.table(model.points(load(f"{NETWORK}/network.json")))).rstrip()
+
+
 BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "demo"): demo,
     ("README.md", "kernels"): kernels,
@@ -162,6 +183,9 @@ BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "peers"): peers,
     ("README.md", "call"): call,
     ("docs/frameworks.md", "calls"): calls,
+    ("docs/distributed.md", "exchange"): lambda: exchanges("exchange"),
+    ("docs/distributed.md", "step"): lambda: exchanges("step"),
+    ("docs/performance-model.md", "points"): predictions,
 }
 
 

@@ -59,12 +59,12 @@ def test_nothing_was_lost(quick: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[tuple[Any, Any, Any]]:
-    """The modules `table` and `model` of bench/network, and the package's networks."""
+def model() -> Iterator[Any]:
+    """The module bench/network/model.py."""
     folder = str(BENCH / "network")
     sys.path.insert(0, folder)
     try:
-        yield tuple(importlib.import_module(name) for name in ("table", "model", "terngrad_kernels.bench.models"))
+        yield importlib.import_module("model")
     finally:
         sys.path.remove(folder)
 
@@ -76,25 +76,15 @@ def committed(name: str) -> Any:
     return json.loads(path.read_text())
 
 
-def test_the_model_is_near_what_was_measured(programs: tuple[Any, Any, Any]) -> None:
-    """Every point claimed is within 20 %; those that are not are few, and marked in the page's table."""
-    _, model, models = programs
-    points = model.points(committed("network.json"), models.resnet50())
-    near = [abs(point["error"]) <= model.WITHIN for point in points]
-    assert len(points) >= 36
-    assert sum(near) >= 0.9 * len(points)
-    page = (ROOT / "docs" / "performance-model.md").read_text()
-    assert model.table(points) in page
+def test_the_model_is_near_what_was_measured(model: Any) -> None:
+    """Up to 1 Gbit/s points are within 20 %, but for a few; those are marked in docs/performance-model.md."""
+    points = model.points(committed("network.json"))
+    near = [abs(point["error"]) <= model.WITHIN for point in points if point["gbit"] <= model.CLAIMED_GBIT]
+    assert len(near) >= 36
+    assert sum(near) >= 0.9 * len(near)
 
 
-def test_the_page_shows_what_was_measured(programs: tuple[Any, Any, Any]) -> None:
-    table, _, _ = programs
-    page = (ROOT / "docs" / "distributed.md").read_text()
-    for what in ("exchange", "step"):
-        assert table.summary(committed("network.json"), what) in page
-
-
-def test_what_was_counted_is_what_is_computed(programs: tuple[Any, Any, Any]) -> None:
+def test_what_was_counted_is_what_is_computed() -> None:
     """Of every exchange that was measured, within what TCP/IP adds."""
     for piece in committed("network.json")["pieces"]:
         for row in piece["rows"]:
@@ -102,9 +92,8 @@ def test_what_was_counted_is_what_is_computed(programs: tuple[Any, Any, Any]) ->
                 assert 0.99 < row["sent"] / row["computed"] < 1.06
 
 
-def test_more_workers_need_a_faster_link(programs: tuple[Any, Any, Any]) -> None:
+def test_more_workers_need_a_faster_link(model: Any) -> None:
     """The model beyond what was measured: one worker averages nothing, and what pays at 1 Gbit/s may not at 400."""
-    _, model, _ = programs
     for network in model.NETWORKS:
         assert model.step(network, 1, 1.0, "gather") == model.step(network, 1, 400.0, "float32")
         assert model.step(network, 8, 1.0, "requantize") < model.step(network, 8, 1.0, "float32")

@@ -63,11 +63,11 @@ class Bench:
         import torch
         import worker
 
-        from terngrad_kernels.bench import models
+        from terngrad_kernels.bench.models import resnet50
 
         self.options, self.cases, self.worker = options, cases, worker
         torch.set_num_threads(1)
-        shapes = [(options.elements // 1024, 1024)] if options.elements else models.resnet50()
+        shapes = [(options.elements // 1024, 1024)] if options.elements else resnet50()
         sizes = [torch.Size(shape).numel() for shape in shapes]
         self.elements = sum(sizes)
         #: A gradient a rank: the same numbers, moved by some.

@@ -1,4 +1,4 @@
-"""Turn the JSON of bench/network/run.py into a table and a plot: ``python bench/network/table.py JSON``."""
+"""Turn the JSON of bench/network/run.py into a table and a plot: ``python bench/network/network_table.py JSON``."""
 
 from __future__ import annotations
 

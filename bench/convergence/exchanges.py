@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import terngrad_kernels as tk
+from terngrad_kernels._cost import MOST_DIRECT
 from terngrad_kernels.torch import TernGradState
 
 STRATEGIES = ("gather", "sum", "requantize")
@@ -88,7 +89,9 @@ class Exchange:
             sent = others * message
             if rule == "sum":
                 counts = tk.sum_trits([tk.encode(torch.zeros(elements), layout=self.layout)] * workers).data.nbytes
-                sent = _ring(4 * self.layout.groups, workers) + others * (message + counts) // workers
+                scales = 4 * self.layout.groups
+                sent = others * scales if workers <= MOST_DIRECT else _ring(scales, workers)
+                sent += others * (message + counts) // workers
             elif rule == "requantize":
                 sent = 2 * others * message // workers
         elif rule == "grace":

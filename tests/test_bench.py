@@ -66,6 +66,12 @@ def test_networks_have_their_published_sizes(name: str, layers: int, elements: i
 # ---- what is measured
 
 
+def test_a_time_stays_above_0_without_the_overhead() -> None:
+    timing = measure.Timing(3e-6, 2e-6, 4e-6, 1e-6, 3, 10)
+    assert timing.less(5e-7)[:4] == pytest.approx((2.5e-6, 1.5e-6, 3.5e-6, 5e-7))
+    assert timing.less(2.5e-6)[:4] == pytest.approx((5e-7, 2e-7, 1.5e-6, 1e-7))  # a busy machine's
+
+
 def test_rows(result: dict[str, Any]) -> None:
     assert result["format"] == command.FORMAT
     assert set(result) == {"format", "machine", "noise", "warnings", "options", "left_out", "rows"}

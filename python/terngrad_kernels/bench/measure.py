@@ -75,8 +75,11 @@ class Timing(NamedTuple):
         return cls(statistics.median(seconds), q1, q3, min(seconds), len(seconds), repeats)
 
     def less(self, overhead: float) -> Timing:
-        """Take off what the call costs when it does nothing."""
-        times = [value - overhead for value in self[:4]]
+        """Take off what the call costs when it does nothing.
+
+        On a busy machine nothing can seem to cost more than something; then a tenth is left.
+        """
+        times = [max(value - overhead, value / 10) for value in self[:4]]
         return Timing(times[0], times[1], times[2], times[3], self.rounds, self.repeats)
 
 

@@ -185,6 +185,14 @@ def encode_bound(clock: Clock, x: Any, cold: bool = True) -> float:
     return clock(twice, cold)["us"]
 
 
+def launches_of_encode() -> Iterator[str]:
+    """Both ways, one after the other: which is faster where decides what is shipped."""
+    for at_once, text in ((False, "two launches"), (True, "one launch")):
+        tk._core.set_cuda_at_once(at_once)
+        yield text
+    tk._core.set_cuda_at_once(False)
+
+
 def single_layers(clock: Clock, report: Report, quick: bool) -> None:
     targets = {(LARGE, "float32"): "1.03 x", (RESNET, "float32"): "60 us", (1 << 20, "float32"): "8 us"}
     for n in (1 << 20, RESNET, LARGE):
@@ -197,14 +205,15 @@ def single_layers(clock: Clock, report: Report, quick: bool) -> None:
                 note = "L2 cold" if cold else "L2 warm"
                 bound = encode_bound(clock, x, cold)
                 step = torch.zeros((), dtype=torch.int64, device="cuda")
-                report.add(
-                    f"encode {n} {dtype}",
-                    clock(lambda x=x, out=out, step=step: tk.encode(x, seed=1, offset=step, out=out), cold),
-                    bound_us=bound,
-                    read_once_us=read,
-                    target=target,
-                    note=note,
-                )
+                for launches in launches_of_encode():
+                    report.add(
+                        f"encode {n} {dtype}, {launches}",
+                        clock(lambda x=x, out=out, step=step: tk.encode(x, seed=1, offset=step, out=out), cold),
+                        bound_us=bound,
+                        read_once_us=read,
+                        target=target,
+                        note=note,
+                    )
     if quick:
         return
     x = torch.randn(RESNET, device="cuda")
@@ -230,16 +239,18 @@ def buckets(clock: Clock, report: Report) -> None:
             bound = encode_bound(clock, flat)
             for cold in (True, False):
                 note = "L2 cold" if cold else "L2 warm"
+                for launches in launches_of_encode():
+                    report.add(
+                        f"encode {name}, {launches}", clock(lambda x=x, out=out: tk.encode(x, out=out), cold),
+                        bound_us=bound, target=target, note=note,
+                    )  # fmt: skip
+            for launches in launches_of_encode():
                 report.add(
-                    f"encode {name}", clock(lambda x=x, out=out: tk.encode(x, out=out), cold),
-                    bound_us=bound, target=target, note=note,
-                )  # fmt: skip
-            report.add(
-                f"encode {name}, as one flat array",
-                clock(lambda flat=flat, layout=layout, out=out: tk.encode(flat, layout=layout, out=out)),
-                bound_us=bound,
-                target=target,
-            )
+                    f"encode {name}, as one flat array, {launches}",
+                    clock(lambda flat=flat, layout=layout, out=out: tk.encode(flat, layout=layout, out=out)),
+                    bound_us=bound,
+                    target=target,
+                )
             outs = tk.decode(packed)
             report.add(f"decode {name}", clock(lambda packed=packed, outs=outs: tk.decode(packed, out=outs)))
 

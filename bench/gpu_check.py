@@ -1,8 +1,9 @@
-"""What `gpu_check.sh` runs besides the tests: ``python bench/gpu_check.py short | exhaustive | ddp | gloo RANKS``.
+"""What `gpu_check.sh` runs besides the tests: ``python bench/gpu_check.py STAGE``.
 
 short: every operation on small inputs, for the tools of compute-sanitizer. exhaustive: the bytes of the CPU for all
-2^32 float32 patterns. ddp: what the hook of DistributedDataParallel costs one process with NCCL, that the host never
-waits in it, and how much of its kernels runs beside others. gloo: several processes on one card, against the CPU.
+2^32 float32 patterns. profile: the kernels whose time counts most, for ncu. ddp: what the hook of
+DistributedDataParallel costs one process with NCCL, that the host never waits in it, and how much of its kernels runs
+beside others. gloo RANKS: several processes on one card, against the CPU.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 import terngrad_kernels as tk
+from terngrad_kernels.bench.models import resnet50
 
 
 def on_cuda(x: Any) -> Any:
@@ -46,9 +48,13 @@ def short() -> None:
         for packing in ("two_bit", "base3", ["two_bit", "float32", "base3", "two_bit"] * 2):
             for block in (None, 2560):
                 draw = {"packing": packing, "block": block, "offset": 3}
+                tk._core.set_cuda_at_once(True)
+                at_once = tk.encode(there, seed=0, **draw).data
+                tk._core.set_cuda_at_once(False)
                 got = [tk.encode(there, seed=k, **draw) for k in range(3)]
                 want = [tk.encode(layers, seed=k, **draw) for k in range(3)]
                 what = f"{dtype.__name__} {packing} {block}"
+                same(at_once, want[0].data, what + ", one launch")
                 for a, b in zip(got, want, strict=True):
                     same(a.data, b.data, what)
                     tk.validate(a)
@@ -81,7 +87,9 @@ def short() -> None:
                 same(a, b, "scales")
     # Several waves of blocks, and one layer that many of them share.
     x = rng.standard_normal(3_000_001, dtype=np.float32)
-    same(tk.encode(on_cuda(x), seed=5).data, tk.encode(x, seed=5).data, "a large layer")
+    for on in (True, False):
+        tk._core.set_cuda_at_once(on)
+        same(tk.encode(on_cuda(x), seed=5).data, tk.encode(x, seed=5).data, "a large layer")
     torch.cuda.synchronize()
     print("every operation gave the CPU's bytes")
 
@@ -115,6 +123,23 @@ def exhaustive() -> None:
         if first % (1 << 30) == 0:
             print(f"{first:#x} after {time.perf_counter() - start:.0f} s", flush=True)
     print(f"all 2^32 patterns gave the CPU's bytes: {len(cases)} encodes, clip, float32, scales")
+
+
+# ---- profile
+
+
+def profile() -> None:
+    """Twice each, since the first time is cold: one layer and the layers of ResNet-50, in two launches and in one."""
+    layers = [torch.randn(shape, device="cuda") for shape in resnet50()]
+    whole = torch.randn(25_600_000, device="cuda")
+    for at_once in (False, True):
+        tk._core.set_cuda_at_once(at_once)
+        for x in (whole, layers):
+            for _ in range(2):
+                packed = tk.encode(x)
+            out = tk.decode(packed)
+            tk.decode_sum([packed] * 8, weights=[0.125] * 8, out=out)
+    torch.cuda.synchronize()
 
 
 # ---- training with one process
@@ -297,7 +322,10 @@ def gloo(world: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    stages: dict[str, Callable[..., None]] = {"short": short, "exhaustive": exhaustive, "ddp": ddp, "gloo": gloo}
+    stages: dict[str, Callable[..., None]] = {
+        **{"short": short, "exhaustive": exhaustive, "profile": profile},
+        **{"ddp": ddp, "gloo": gloo},
+    }
     if not arguments or arguments[0] not in stages:
         print(__doc__, file=sys.stderr)
         return 2

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Builds, tests, sanitizes and measures the CUDA kernels on a machine with a GPU, without a network:
 #
-#     bench/gpu_check.sh OUT [build] [test] [sanitize] [exhaustive] [bench] [ddp]
+#     bench/gpu_check.sh OUT [build] [test] [sanitize] [exhaustive] [bench] [profile] [ddp]
 #
-# Without stages: all but ddp, cut short so that they end within ten minutes together; a stage that is named alone takes
+# Without stages: all but profile and ddp, cut short so that they end within ten minutes together; a stage that is named alone takes
 # longer and sees more. Writes at most 8 files to OUT; summary.txt says what passed. Exit status: 0 nothing failed (what
 # was skipped is counted), 1 something did, 2 wrong usage, 3 there is nothing to run on.
 # Needs python3 with pybind11, scikit-build-core, cmake, ninja, pytest, torch (whose dlpack.h is taken) and nvcc;
-# compute-sanitizer, pytest-xdist, Triton, JAX and CuPy where they are there.
+# compute-sanitizer, ncu, pytest-xdist, Triton, JAX and CuPy where they are there.
 set -uo pipefail
 
 usage() {
-  echo "usage: bench/gpu_check.sh OUT [build] [test] [sanitize] [exhaustive] [bench] [ddp]" >&2
+  echo "usage: bench/gpu_check.sh OUT [build] [test] [sanitize] [exhaustive] [bench] [profile] [ddp]" >&2
   exit 2
 }
 [ $# -ge 1 ] || usage
@@ -19,7 +19,7 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 for stage in "$@"; do
-  case $stage in build | test | sanitize | exhaustive | bench | ddp) ;; *) usage ;; esac
+  case $stage in build | test | sanitize | exhaustive | bench | profile | ddp) ;; *) usage ;; esac
 done
 stages=${*:-build test sanitize exhaustive bench}
 [ $# -eq 1 ] && long=1 || long=
@@ -96,6 +96,12 @@ for stage in $stages; do
     bench)
       # shellcheck disable=SC2086
       step bench "$(limit 75 570)" bench.log python3 bench/gpu_bench.py "$out" ${long:+--slow} $([ "$long" ] || echo --quick)
+      ;;
+    profile)
+      # The clocks as they are in use; it may be refused the counters, and says so then.
+      step "ncu" 240 checks.log ncu --clock-control none --section SpeedOfLight --section LaunchStats --section Occupancy \
+        --section MemoryWorkloadAnalysis --section WarpStateStats --section SchedulerStats \
+        --kernel-name "regex:measure|encode|decode" python3 bench/gpu_check.py profile
       ;;
     ddp)
       step "one process, NCCL: overhead, overlap, no waits" 200 ddp.log python3 bench/gpu_check.py ddp

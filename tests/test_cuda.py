@@ -123,6 +123,51 @@ def test_calls_on_two_streams_do_not_share_memory(gpu: TorchCuda, torch: Any) ->
             assert_same(gpu.to_numpy(data), want)
 
 
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Both passes of encode in one launch."""
+    tk._core.set_cuda_at_once(True)
+    yield
+    tk._core.set_cuda_at_once(False)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [1 + 977 * i for i in range(300)],  # stripes of several layers under way, two launches for their addresses
+        [20_000_003],  # more than the device's caches and processors hold
+        [2560] * 3000 + [0, 7, 3_000_000, 0],
+        [8_000_000, 100, 9_000_000, 65_536, 1],
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_passes_in_one_launch(sizes: list[int], dtype: str, gpu: TorchCuda, torch: Any, at_once: None) -> None:
+    """Blocks that wait for others, on two streams that take each other's processors, and in a graph."""
+    packing = ["float32" if i % 7 == 3 else "base3" if i % 7 == 5 else "two_bit" for i in range(len(sizes))]
+    buckets = [[torch.from_numpy(x).to(getattr(torch, dtype)) for x in bucket(sizes, seed=k)] for k in range(2)]
+    wants = [tk.encode(layers, packing=packing, seed=3).data.numpy() for layers in buckets]
+    arrays = [[x.cuda() for x in layers] for layers in buckets]
+    outs = [[torch.empty(want.size, dtype=torch.uint8, device="cuda") for want in wants] for _ in range(10)]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for out in outs:
+        for k, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                tk.encode(arrays[k], packing=packing, seed=3, out=out[k])
+    graph = torch.cuda.CUDAGraph()
+    replayed = torch.empty_like(outs[0][0])
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        tk.encode(arrays[0], packing=packing, seed=3, out=replayed)
+    for _ in range(20):
+        replayed.zero_()
+        graph.replay()
+        assert_same(replayed.cpu().numpy(), wants[0])
+    for out in outs:
+        for data, want in zip(out, wants, strict=True):
+            assert_same(data.cpu().numpy(), want)
+
+
 def test_threads_with_streams_of_their_own(gpu: TorchCuda, torch: Any) -> None:
     layers = [bucket((3000, 0, 700, 25_600), seed=k) for k in range(8)]
     wants = [tk.encode(x, seed=k).data for k, x in enumerate(layers)]

@@ -371,6 +371,8 @@ void define_inner_values(py::module_& m) {
 void define_cuda(py::module_& m) {
   m.attr("CUDA_BUILT") = cuda::is_built() && !cuda::is_emulated();
   m.attr("EMULATED") = cuda::is_emulated();
+  m.def("set_cuda_at_once", &cuda::set_at_once, py::arg("on"),
+        "Have encode on a CUDA device measure and encode in one launch, or in two. For tests and measurements.");
   m.def("cuda_info", [] {
     const auto text_or_none = [](const std::string& text) -> py::object {
       if (text.empty()) return py::none();

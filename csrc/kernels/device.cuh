@@ -174,11 +174,14 @@ TERNGRAD_DEVICE void zero_gaps(const Geometry& geometry, uint8_t* message) {
 }
 
 TERNGRAD_DEVICE Scale carried_scale() { return Scale{1.0f, float_of(kInfinity32)}; }
+TERNGRAD_DEVICE Scale scale_of_nothing() { return Scale{0.0f, float_of(kInfinity32)}; }
 
 TERNGRAD_DEVICE Scale scale_for(const ScaleSource& source, const Piece& piece) {
   if (piece.packing == Packing::float32) return carried_scale();
   if (source.scale) return passed_scale(source.scale[piece.group], source.limit[piece.group]);
-  return source.measured[piece.group];
+  // Past the first-level cache, since another block may have written it after this kernel began.
+  const Scale* measured = source.measured + piece.group;
+  return Scale{__ldcg(&measured->scale), __ldcg(&measured->limit)};
 }
 
 // ---- where elements come from: four neighbours as float32, `element` a multiple of 4 of the piece or group

@@ -1,6 +1,6 @@
 // Pass 2: draw, ternarize, pack. Blocks go from the last tile to the first, since the last ones that pass 1 read are
-// still in the second-level cache.
-#include "device.cuh"
+// still in the second-level cache. Or both passes in one launch, whose blocks measure and encode in turns.
+#include "measure.cuh"
 
 namespace terngrad {
 namespace cuda {
@@ -29,21 +29,76 @@ TERNGRAD_DEVICE void encode_unit(const Source& source, const Unit& unit, const P
   }
 }
 
+struct Staging {
+  int8_t trits[kWarps][kMostTile];
+};
+
+template <class T>
+TERNGRAD_DEVICE void encode_tile(const Unit& unit, const Piece& piece, const Bucket& x, Scale scale, const Draws& draws,
+                                 uint8_t* message, Staging* staging) {
+  if (unit.first && lane_of() == 0) store_word(message + piece.scale_at, bits_of(scale.scale));
+  if (unit.count == 0) return;
+  const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
+  encode_unit(source, unit, piece, draw_of(draws, piece), quantiser_of(scale), piece.packing,
+              message + piece.payload_at + payload_bytes(piece.packing, unit.begin), staging->trits[warp_of()]);
+}
+
 template <class T>
 __global__ __launch_bounds__(kThreads) void encode_array(const __grid_constant__ Geometry geometry,
                                                          const __grid_constant__ Bucket x,
                                                          const __grid_constant__ ScaleSource scales,
                                                          const __grid_constant__ Draws draws, uint8_t* message) {
-  __shared__ int8_t staging[kWarps][kMostTile];
+  __shared__ Staging staging;
   const Unit unit = unit_of(geometry, geometry.tiles - 1 - blockIdx.x);
   const Piece& piece = geometry.pieces[unit.piece];
-  const Scale scale = scale_for(scales, piece);
   zero_gaps(geometry, message);
-  if (unit.first && lane_of() == 0) store_word(message + piece.scale_at, bits_of(scale.scale));
-  if (unit.count == 0) return;
-  const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
-  encode_unit(source, unit, piece, draw_of(draws, piece), quantiser_of(scale), piece.packing,
-              message + piece.payload_at + payload_bytes(piece.packing, unit.begin), staging[warp_of()]);
+  encode_tile<T>(unit, piece, x, scale_for(scales, piece), draws, message, &staging);
+}
+
+// ---- both passes in one launch
+
+// Waits until the group's scale is there. Whoever writes it has taken an item before this block took its own, so it
+// runs.
+TERNGRAD_DEVICE void wait_for(const uint32_t* arrived) {
+  if (threadIdx.x == 0) {
+    while (*static_cast<const volatile uint32_t*>(arrived) != kAllArrived) __nanosleep(100);
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+template <class T>
+__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4) void measure_and_encode(
+    const __grid_constant__ Geometry geometry, const __grid_constant__ Bucket x,
+    const __grid_constant__ Measurement measurement, const __grid_constant__ Draws draws, uint8_t* message) {
+  union Shared {
+    Together together;
+    Staging staging;
+  };
+  __shared__ Shared shared;
+  __shared__ uint32_t taken;
+  const Sums& sums = measurement.sums;
+  if (threadIdx.x == 0) taken = geometry.order[atomicAdd(sums.taken, 1u)];
+  __syncthreads();
+  const uint32_t item = taken;
+  const int64_t place = item & kItemPlace;
+  zero_gaps(geometry, message);
+  if (item & kItemEncodes) {
+    const Unit unit = unit_of(geometry, place);
+    const Piece& piece = geometry.pieces[unit.piece];
+    const bool carries = piece.packing == Packing::float32;
+    const bool measured = !carries && geometry.groups[piece.group].size > 0;
+    if (measured) wait_for(sums.arrived + piece.group);
+    const ScaleSource scales{nullptr, nullptr, sums.scales};
+    const Scale scale = carries || measured ? scale_for(scales, piece) : scale_of_nothing();
+    return encode_tile<T>(unit, piece, x, scale, draws, message, &shared.staging);
+  }
+  const Again kept = item & kItemPasses ? Again::no : Again::yes;
+  measure_tile<false, true>(
+      geometry, measurement, place / kWarps, place % kWarps, [&](const Group& group, int64_t begin, int64_t end) {
+        const auto source = ArraySource<T>::at(address_of(x, geometry.pieces[group.first_piece], sizeof(T)));
+        return sum_together<false>(source, begin, end, 0.0f, &shared.together, kept);
+      });
 }
 
 __global__ __launch_bounds__(kThreads) void encode_messages(const __grid_constant__ Geometry geometry,
@@ -51,7 +106,7 @@ __global__ __launch_bounds__(kThreads) void encode_messages(const __grid_constan
                                                             const __grid_constant__ ScaleSource scales,
                                                             const __grid_constant__ Draws draws,
                                                             const __grid_constant__ Geometry result, uint8_t* message) {
-  __shared__ int8_t staging[kWarps][kMostTile];
+  __shared__ Staging staging;
   const Unit unit = unit_of(geometry, geometry.tiles - 1 - blockIdx.x);
   const Piece& piece = geometry.pieces[unit.piece];
   const Piece& target = result.pieces[unit.piece];
@@ -63,7 +118,7 @@ __global__ __launch_bounds__(kThreads) void encode_messages(const __grid_constan
   Draw draw = draw_of(draws, piece);
   draw.layer |= kSecondHop;
   encode_unit(source, unit, piece, draw, quantiser_of(scale), target.packing,
-              message + target.payload_at + payload_bytes(target.packing, unit.begin), staging[warp_of()]);
+              message + target.payload_at + payload_bytes(target.packing, unit.begin), staging.trits[warp_of()]);
 }
 
 template <class T>
@@ -111,6 +166,17 @@ cudaError_t encode(const Geometry& geometry, const Bucket& x, DType dtype, const
   with_dtype(dtype, [&](auto stored) {
     error =
         cudaLaunchKernelEx(&config, encode_array<typename decltype(stored)::type>, geometry, x, scales, draws, message);
+  });
+  return error;
+}
+
+cudaError_t encode_at_once(const Geometry& geometry, const Bucket& x, DType dtype, const Measurement& measurement,
+                           const Draws& draws, uint8_t* message, cudaStream_t stream) {
+  const cudaLaunchConfig_t config = grid_of(geometry.items, stream);
+  cudaError_t error = cudaSuccess;
+  with_dtype(dtype, [&](auto stored) {
+    error = cudaLaunchKernelEx(&config, measure_and_encode<typename decltype(stored)::type>, geometry, x, measurement,
+                               draws, message);
   });
   return error;
 }

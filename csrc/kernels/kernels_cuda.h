@@ -23,6 +23,16 @@ constexpr int64_t kTile = kWarps * kUnit;
 // Blocks of one launch.
 constexpr int64_t kMostBlocks = INT32_MAX;
 
+// What a block does where one launch measures and encodes: stripe `i % kWarps` of measured tile `i / kWarps`, or tile i
+// of the message; i < 2^30.
+constexpr uint32_t kItemEncodes = uint32_t{1} << 31;
+constexpr uint32_t kItemPasses = uint32_t{1} << 30;  // a stripe that the second-level cache need not keep
+constexpr uint32_t kItemPlace = kItemPasses - 1;
+constexpr int64_t kMostItems = int64_t{1} << 22;
+
+// In `Sums::arrived`, of a group whose scale is there. Blocks are fewer.
+constexpr uint32_t kAllArrived = uint32_t{1} << 31;
+
 // The pieces that share a scale: neighbours in memory.
 struct Group {
   int64_t first_piece;
@@ -43,10 +53,12 @@ struct Geometry {
   const int64_t* piece_tiles;
   const Group* groups;
   const int64_t* group_tiles;
-  const Gap* gaps;  // bytes of the message that are 0
+  const Gap* gaps;        // bytes of the message that are 0
+  const uint32_t* order;  // items, as blocks take them one after the other
   int64_t piece_count;
   int64_t group_count;
   int64_t gap_count;
+  int64_t items;  // of `order`; 0: too many for one launch
   int64_t tiles;
   int64_t measured_tiles;
   int64_t stripes;
@@ -98,6 +110,7 @@ struct Sums {
   float* s;           // with `center`
   uint32_t* top;      // of each stripe
   uint32_t* arrived;  // blocks that are done with each group
+  uint32_t* taken;    // items; starts at 0
   Scale* scales;      // of each group; or, where not null, these two
   float* scale;
   float* limit;
@@ -106,7 +119,8 @@ struct Sums {
 struct Measurement {
   double clip;
   bool center;
-  bool by_block;  // a stripe, and not by warp
+  bool by_block;   // a stripe, and not by warp
+  bool announced;  // in `arrived`, when a group's scale is there
   Sums sums;
   int64_t first_kept;  // the tile from which on what is read shall stay in the cache
 };
@@ -120,7 +134,11 @@ cudaError_t measure_sum(const Geometry& geometry, const Messages& messages, cons
 // The whole message: scales, payloads, gaps.
 cudaError_t encode(const Geometry& geometry, const Bucket& x, DType dtype, const ScaleSource& scales,
                    const Draws& draws, uint8_t* message, cudaStream_t stream);
-// The same from the sum of messages; the pieces of `result` differ from those of `geometry` in packing and offsets.
+// Scales and all in one launch. Some blocks wait for others, which are always such as began before them.
+cudaError_t encode_at_once(const Geometry& geometry, const Bucket& x, DType dtype, const Measurement& measurement,
+                           const Draws& draws, uint8_t* message, cudaStream_t stream);
+// The same as encode from the sum of messages; the pieces of `result` differ from those of `geometry` in packing and
+// offsets.
 cudaError_t encode_sum(const Geometry& geometry, const Messages& messages, const ScaleSource& scales,
                        const Draws& draws, const Geometry& result, uint8_t* message, cudaStream_t stream);
 cudaError_t ternarize(const Geometry& geometry, const Bucket& x, DType dtype, const ScaleSource& scales,

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -67,10 +68,62 @@ int64_t stripes_in(int64_t n) { return (n + kStripe - 1) / kStripe; }
 
 // ---- a layout's tables
 
+// What of a device the tables depend on.
+struct Processors {
+  int64_t few_blocks;    // that run side by side
+  int64_t kept_stripes;  // of float32 that the second-level cache keeps
+};
+
+// Items in the order in which blocks take them. A group is encoded as soon as `few_blocks` stripes that come after it
+// are under way: by then nobody waits long for its scale, and the second-level cache still has it. From its last tile
+// to its first, since of a large group the cache has the last ones.
+class Order {
+ public:
+  explicit Order(Processors processors) : processors_(processors) {}
+
+  // A group whose tiles of the message are [first, last).
+  void add(int64_t measured_tile, int64_t stripes, int64_t first, int64_t last) {
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t place = measured_tile * cuda::kWarps + stripe;
+      const bool passes = stripes - stripe > processors_.kept_stripes;
+      items_.push_back(static_cast<uint32_t>(place) | (passes ? cuda::kItemPasses : 0));
+      ++stripes_;
+      encode(processors_.few_blocks);
+    }
+    waiting_.push_back(Waiting{stripes_, first, last});
+  }
+
+  const std::vector<uint32_t>& done() {
+    encode(0);
+    return items_;
+  }
+
+ private:
+  struct Waiting {
+    int64_t stripes;  // up to its last one
+    int64_t first;
+    int64_t last;
+  };
+
+  void encode(int64_t behind) {
+    for (; next_ < waiting_.size() && waiting_[next_].stripes + behind <= stripes_; ++next_) {
+      for (int64_t tile = waiting_[next_].last; tile-- > waiting_[next_].first;) {
+        items_.push_back(static_cast<uint32_t>(tile) | cuda::kItemEncodes);
+      }
+    }
+  }
+
+  Processors processors_;
+  std::vector<uint32_t> items_;
+  std::vector<Waiting> waiting_;
+  size_t next_ = 0;
+  int64_t stripes_ = 0;
+};
+
 // As they lie on the device, one behind the other.
 class Tables {
  public:
-  explicit Tables(const Layout& layout) {
+  Tables(const Layout& layout, Processors processors) {
     const std::vector<Piece>& pieces = layout.pieces();
     std::vector<int64_t> piece_tiles;
     std::vector<cuda::Group> groups;
@@ -92,6 +145,19 @@ class Tables {
       geometry_.most_stripes = std::max(geometry_.most_stripes, stripes_in(group.size));
     }
     for (const auto& [begin, end] : layout.gaps()) gaps.push_back(cuda::Gap{begin, end});
+    std::vector<uint32_t> items;
+    if (geometry_.measured_tiles * cuda::kWarps + geometry_.tiles <= cuda::kMostItems) {
+      Order order(processors);
+      for (size_t i = 0; i < groups.size(); ++i) {
+        const auto first = static_cast<size_t>(groups[i].first_piece);
+        const auto last = static_cast<size_t>(groups[i].last_piece);
+        const bool carries = pieces[first].packing == Packing::float32;
+        order.add(group_tiles[i], carries ? 0 : stripes_in(groups[i].size), piece_tiles[first],
+                  last < pieces.size() ? piece_tiles[last] : geometry_.tiles);
+      }
+      items = order.done();
+    }
+    geometry_.items = static_cast<int64_t>(items.size());
     geometry_.piece_count = static_cast<int64_t>(pieces.size());
     geometry_.group_count = static_cast<int64_t>(groups.size());
     geometry_.gap_count = static_cast<int64_t>(gaps.size());
@@ -100,6 +166,7 @@ class Tables {
     offsets_[2] = add(groups);
     offsets_[3] = add(group_tiles);
     offsets_[4] = add(gaps);
+    offsets_[5] = add(items);
   }
 
   const std::vector<unsigned char>& bytes() const { return bytes_; }
@@ -111,6 +178,7 @@ class Tables {
     geometry.groups = reinterpret_cast<const cuda::Group*>(memory + offsets_[2]);
     geometry.group_tiles = reinterpret_cast<const int64_t*>(memory + offsets_[3]);
     geometry.gaps = reinterpret_cast<const cuda::Gap*>(memory + offsets_[4]);
+    geometry.order = reinterpret_cast<const uint32_t*>(memory + offsets_[5]);
     return geometry;
   }
 
@@ -124,7 +192,7 @@ class Tables {
   }
 
   Geometry geometry_{};
-  size_t offsets_[5];
+  size_t offsets_[6];
   std::vector<unsigned char> bytes_;
 };
 
@@ -181,10 +249,12 @@ class OnDevices {
 
   Copy copied(const Layout& layout, int32_t device) {
     const BesideCaptures beside;
-    const Tables tables(layout);
+    // Five eighths of the second-level cache; what is written and the tables want their share.
+    const int64_t kept_bytes = attribute(cudaDevAttrL2CacheSize, device) / 8 * 5;
+    // Blocks that sum a stripe together have 37 KB of shared memory each.
+    const int64_t few_blocks = 4 * attribute(cudaDevAttrMultiProcessorCount, device);
+    const Tables tables(layout, Processors{few_blocks, kept_bytes / (4 * kStripe)});
     Copy copy{device, nullptr, false, {}};
-    const int64_t cache = attribute(cudaDevAttrL2CacheSize, device);
-    const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
     copies_.reserve(copies_.size() + 1);
     check(cudaMalloc(&copy.memory, std::max<size_t>(tables.bytes().size(), 1)), "memory for a layout's tables");
     try {
@@ -194,10 +264,8 @@ class OnDevices {
       throw;
     }
     copy.geometry = tables.at(static_cast<const unsigned char*>(copy.memory));
-    // Five eighths of the second-level cache; what is written and the tables want their share.
-    copy.geometry.kept_bytes = cache / 8 * 5;
-    // Blocks that sum a stripe together have 37 KB of shared memory each.
-    copy.geometry.few_blocks = 4 * processors;
+    copy.geometry.kept_bytes = kept_bytes;
+    copy.geometry.few_blocks = few_blocks;
     return copy;
   }
 
@@ -228,7 +296,7 @@ struct Needs {
   int64_t groups;
 
   int64_t bytes() const {
-    return 2 * rounded(4 * stripes) + rounded(4 * stripes) + rounded(4 * groups) +
+    return 2 * rounded(4 * stripes) + rounded(4 * stripes) + rounded(4 * (groups + 1)) +
            rounded(static_cast<int64_t>(sizeof(Scale)) * groups);
   }
 };
@@ -337,18 +405,20 @@ cuda::Draws draws_of(const DrawBase& draw) {
 bool is_small(const Geometry& geometry) { return geometry.measured_tiles * cuda::kWarps <= geometry.few_blocks; }
 
 // Room for the sums of every group, the counters at 0.
-cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure, bool by_block) {
+cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure, bool by_block,
+                                 bool announced = false) {
   call.scratch.require(Needs{geometry.stripes, geometry.group_count}.bytes());
-  cuda::Measurement measurement{measure.clip, measure.center, by_block, {}, 0};
+  cuda::Measurement measurement{measure.clip, measure.center, by_block, announced, {}, 0};
   measurement.sums.q = call.scratch.take<float>(geometry.stripes);
   measurement.sums.s = call.scratch.take<float>(geometry.stripes);
   measurement.sums.top = call.scratch.take<uint32_t>(geometry.stripes);
-  measurement.sums.arrived = call.scratch.take<uint32_t>(geometry.group_count);
+  const int64_t counters = geometry.group_count + 1;
+  measurement.sums.arrived = call.scratch.take<uint32_t>(counters);
+  measurement.sums.taken = measurement.sums.arrived + geometry.group_count;
   measurement.sums.scales = call.scratch.take<Scale>(geometry.group_count);
   // A group that one block has counts nothing.
-  if (geometry.most_stripes > (by_block ? 1 : cuda::kWarps)) {
-    check(cudaMemsetAsync(measurement.sums.arrived, 0, static_cast<size_t>(4 * geometry.group_count), call.stream),
-          "counters");
+  if (announced || geometry.most_stripes > (by_block ? 1 : cuda::kWarps)) {
+    check(cudaMemsetAsync(measurement.sums.arrived, 0, static_cast<size_t>(4 * counters), call.stream), "counters");
   }
   return measurement;
 }
@@ -383,6 +453,14 @@ int64_t scratch_bytes(const Layout& layout, bool measured, int64_t arrays) {
 }
 
 namespace cuda {
+
+namespace {
+
+std::atomic<bool> at_once{false};
+
+}  // namespace
+
+void set_at_once(bool on) { at_once = on; }
 
 void scales(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const Array& scale, const Array& limit,
             int32_t device, const Queue& queue) {
@@ -429,6 +507,11 @@ void encode(const Layout& layout, const Arrays& x, DType dtype, Measure measure,
   }
   const Geometry geometry = call.geometry(layout);
   const Bucket bucket = bucket_of(call, layout, x);
+  if (!passed && at_once && geometry.items > 0) {
+    const Measurement measurement = measurement_of(call, geometry, measure, true, true);
+    return check(encode_at_once(geometry, bucket, dtype, measurement, draws_of(draw), data.data, call.stream),
+                 "encode");
+  }
   const ScaleSource source = source_of(call, geometry, bucket, dtype, measure, passed);
   check(cuda::encode(geometry, bucket, dtype, source, draws_of(draw), data.data, call.stream), "encode");
 }

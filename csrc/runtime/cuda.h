@@ -30,6 +30,10 @@ void pack(const Array& trits, Packing packing, const Array& out, int32_t device,
 void unpack(const Array& payload, Packing packing, const Array& out, int32_t device, const Queue& queue);
 void validate(const Layout& layout, const Array& data, int64_t workers, int32_t device, const Queue& queue);
 
+// Whether encode measures and encodes in one launch, and not in two. For tests and measurements: which is faster where
+// has not been measured.
+TERNGRAD_API void set_at_once(bool on);
+
 struct Device {
   std::string name;
   int major;

@@ -50,6 +50,8 @@ void unpack(const Array&, Packing, const Array&, int32_t device, const Queue&) {
 void validate(const Layout&, const Array&, int64_t, int32_t device, const Queue&) { refuse(device); }
 
 Devices devices() { return Devices{0, {}, "this build runs on the CPU only"}; }
+void set_at_once(bool) {}
+
 bool is_built() { return false; }
 bool is_emulated() { return false; }
 

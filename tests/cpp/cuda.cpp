@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "../../csrc/runtime/cuda.h"
 #include "../../csrc/runtime/dispatch.h"
 #include "../../csrc/runtime/errors.h"
 #include "../../csrc/runtime/operations.h"
@@ -288,15 +289,21 @@ class Round {
                           memory.array("scales.limit", Element::float32, passed_[1], false)};
     };
     const size_t count = x_.size();
-    compare(about_ + "encode" + rest, DType::float16, seed_, [&](Memory& memory) {
-      const Arrays x = memory.list("x", element_of_dtype(), x_, false);
-      const PassedScales passed = scales_in(memory);
-      const DrawBase base = draw(memory);
-      const Array data = memory.array("out", Element::uint8, Bytes(static_cast<size_t>(layout_.nbytes()), 0xAA), true);
-      with_queue(memory, !with_passed, count, [&](const Queue* queue) {
-        encode(layout_, x, measure, with_passed ? &passed : nullptr, base, data, queue);
+    for (const bool at_once : {false, true}) {
+      if (at_once && with_passed) break;
+      cuda::set_at_once(at_once);
+      compare(about_ + "encode" + rest + (at_once ? " at once" : ""), DType::float16, seed_, [&](Memory& memory) {
+        const Arrays x = memory.list("x", element_of_dtype(), x_, false);
+        const PassedScales passed = scales_in(memory);
+        const DrawBase base = draw(memory);
+        const Bytes before(static_cast<size_t>(layout_.nbytes()), 0xAA);
+        const Array data = memory.array("out", Element::uint8, before, true);
+        with_queue(memory, !with_passed, count, [&](const Queue* queue) {
+          encode(layout_, x, measure, with_passed ? &passed : nullptr, base, data, queue);
+        });
       });
-    });
+    }
+    cuda::set_at_once(false);
     compare(about_ + "ternarize" + rest, DType::float16, seed_, [&](Memory& memory) {
       const Arrays x = memory.list("x", element_of_dtype(), x_, false);
       const PassedScales passed = scales_in(memory);

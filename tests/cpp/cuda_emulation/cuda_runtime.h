@@ -103,6 +103,7 @@ namespace emulation {
 void run(dim3 grid, dim3 block, void (*body)(void*), void* context);
 
 void wait_for_block();
+[[noreturn]] void stop(const char* what);
 // Every lane of the warp gives eight bytes; all of them come back, in a place that the next but one call reuses.
 const uint64_t* exchange(unsigned mask, uint64_t value);
 
@@ -147,6 +148,15 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned places) {
     result |= static_cast<unsigned>(bytes >> (8 * (places >> (4 * i) & 7)) & 255) << (8 * i);
   return result;
 }
+
+inline unsigned atomicExch(unsigned* at, unsigned value) {
+  const unsigned before = *at;
+  *at = value;
+  return before;
+}
+
+// Blocks run one after the other, so what a thread waits for must have come.
+inline void __nanosleep(unsigned) { emulation::stop("waits for a block that runs later"); }
 
 inline unsigned atomicAdd(unsigned* at, unsigned value) {
   const unsigned before = *at;

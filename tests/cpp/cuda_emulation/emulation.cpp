@@ -52,11 +52,6 @@ jmp_buf scheduler;
 void (*body)(void*);
 void* context;
 
-[[noreturn]] void stop(const char* what) {
-  std::fprintf(stderr, "CUDA emulation: block %u, thread %u: %s\n", blockIdx.x, running ? running->index.x : 0, what);
-  std::abort();
-}
-
 void yield(State state) {
   running->state = state;
   if (_setjmp(running->at) == 0) _longjmp(scheduler, 1);
@@ -162,6 +157,11 @@ unsigned block_at(unsigned place, unsigned blocks) {
 }
 
 }  // namespace
+
+void stop(const char* what) {
+  std::fprintf(stderr, "CUDA emulation: block %u, thread %u: %s\n", blockIdx.x, running ? running->index.x : 0, what);
+  std::abort();
+}
 
 void wait_for_block() { yield(State::waits_for_block); }
 

@@ -101,6 +101,14 @@ void measure(int64_t n, const char* place, const std::string& only, bool* first)
   const terngrad::Terms one3{payloads3, worth, 1};
   const terngrad::Terms four{payloads, worth, 4};
   const terngrad::Terms four3{payloads3, worth, 4};
+  // Messages to add lie apart, as they come from workers. Either packing takes what they hold.
+  std::vector<std::vector<uint8_t>> messages;
+  std::vector<const uint8_t*> addends;
+  for (uint8_t i = 0; i < 8; ++i) messages.emplace_back(static_cast<size_t>(n / 4), i);
+  for (const auto& message : messages) addends.push_back(message.data());
+  const std::vector<Packing> two_bit_addends(addends.size(), Packing::two_bit);
+  const std::vector<Packing> base3_addends(addends.size(), Packing::base3);
+  std::vector<uint8_t> counts(static_cast<size_t>(n));
 
   std::vector<Row> rows;
   rows.push_back({"read", "", [&] { terngrad::bench::read(x.data(), n); }, {}});
@@ -116,7 +124,7 @@ void measure(int64_t n, const char* place, const std::string& only, bool* first)
   for (const std::string& isa : terngrad::runnable_isas()) {
     terngrad::select_isa(isa);
     const terngrad::Kernels& k = terngrad::kernels();
-    const auto add = [&](const char* name, std::function<void()> work) {
+    const auto add = [&](const std::string& name, std::function<void()> work) {
       rows.push_back({name, isa, std::move(work), {}});
     };
     if (isa != "scalar") add("philox", [&, isa] { terngrad::bench::philox(isa, draw, n); });
@@ -132,6 +140,15 @@ void measure(int64_t n, const char* place, const std::string& only, bool* first)
     add("accumulate base3", [&] { k.decode_sum(one3, Packing::base3, n, false, DType::float32, out.data()); });
     add("decode_sum 4 two_bit", [&] { k.decode_sum(four, Packing::two_bit, n, true, DType::float32, out.data()); });
     add("decode_sum 4 base3", [&] { k.decode_sum(four3, Packing::base3, n, true, DType::float32, out.data()); });
+    for (const int64_t workers : {2, 4, 8}) {  // 8 need counts of 8 bits
+      const Packing packing = workers > 7 ? Packing::counts8 : Packing::counts4;
+      for (const auto* packings : {&two_bit_addends, &base3_addends}) {
+        const std::string of = packings == &base3_addends ? " base3" : " two_bit";
+        add("sum_trits " + std::to_string(workers) + of, [&, workers, packing, packings] {
+          k.sum_trits({addends.data(), packings->data(), workers}, n, packing, counts.data());
+        });
+      }
+    }
     add("unpack two_bit", [&] { k.unpack(payload.data(), n, Packing::two_bit, trits.data()); });
     add("unpack base3", [&] { k.unpack(base3.data(), n, Packing::base3, trits.data()); });
   }

@@ -84,8 +84,10 @@ def assert_sum(got: Any, want: ref.Message, first: tk.Layout, what: str = "") ->
 
 
 @functools.lru_cache
-def summed(sizes: tuple[int, ...], packing: str, workers: int) -> tuple[list[tk.Packed], ref.Message]:
-    messages = shared(layout_of(sizes, packing), workers)
+def summed(
+    sizes: tuple[int, ...], packing: str, workers: int, turns: bool = True
+) -> tuple[list[tk.Packed], ref.Message]:
+    messages = shared(layout_of(sizes, packing), workers, turns=turns)
     return messages, reference_sum(messages)
 
 
@@ -103,6 +105,15 @@ def test_every_width_at_every_edge(packing: str, workers: int) -> None:
     if packing != "mixed":
         same = tk.decode_sum(messages[::2]) + tk.decode_sum(messages[1::2]) if workers > 1 else tk.decode(messages[0])
         np.testing.assert_array_equal(tk.decode(got), same)
+
+
+@pytest.mark.parametrize("packing", TERNARY)
+@pytest.mark.parametrize("workers", [1, 2, 7, 8, 127, 128, 260])
+def test_messages_of_one_packing(packing: str, workers: int) -> None:
+    """Kernels add these in bytes: seven messages at a time, and 127 for counts16."""
+    messages, want = summed((2559, 2560, 2561, 8193), packing, workers, turns=False)
+    assert {message.layout.packing for message in messages} == {packing}
+    assert_sum(tk.sum_trits(messages), want, messages[0].layout)
 
 
 @pytest.mark.parametrize("workers", [2, 9, 130])
@@ -195,11 +206,12 @@ def test_any_order_and_any_tree(cut: str) -> None:
         assert_same(parts[0].data, want.data)
 
 
+@pytest.mark.parametrize("packings", [("two_bit",), ("base3",), TERNARY])
 @pytest.mark.parametrize("workers", [7, 127])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_codes_at_their_ends(workers: int, sign: int) -> None:
-    x = np.full(700, sign, np.float32)
-    messages = [tk.encode(x, clip=None, packing=TERNARY[k % 2]) for k in range(workers)]
+def test_codes_at_their_ends(packings: tuple[str, ...], workers: int, sign: int) -> None:
+    x = np.full(3300, sign, np.float32)
+    messages = [tk.encode(x, clip=None, packing=packings[k % len(packings)]) for k in range(workers)]
     total = tk.sum_trits(messages)
     assert (tk.decode(total) == sign * workers).all()
     wider = tk.sum_trits([total, messages[0]])

@@ -31,8 +31,9 @@
 //   signs                       the top bits of 4 vectors of lanes, in an order that `in_order` undoes
 //   choose                      0 where nothing fires, else `minus` where it is negative and `plus` where not
 //   in_order                    the bytes of a step by their columns
-//   trits_in<Row>               the trits of row `Row` of two-bit bytes, one a byte; 10 is 0
 //   nibbles                     the lower halves of bytes: those of the first vector below those of the second
+//   low_nibble, high_nibble     of each byte, as a byte below 16
+//   sixteen_bytes, look_up_bytes      a table, and what it has for each byte that is below 16; 0 for those above 127
 //   four_floats, look_up<Bit>   a table, and what it has for bits Bit and Bit + 1 of each lane
 //
 // Shorts: 2 * kLanes unsigned 16-bit lanes
@@ -40,7 +41,7 @@
 //   add16, subtract16           modulo 2^16
 //   shift_left16<Bits>          so too
 //   high_products16             the upper halves of products
-//   sixteen_bytes, look_up_bytes      a table, and what it has for each byte of the lanes, all below 16
+//   look_up_bytes               as above, for each byte of the lanes
 //   widen16                     the first kLanes and the second as 32-bit lanes
 //
 // Random bits: a register holds a word of each of kBlocks consecutive Philox blocks, in an order that is its own, and
@@ -49,7 +50,7 @@
 //   block_numbers               `first` and those that follow
 //   products                    a word times a word
 //   lower_words, upper_words    the halves of products
-//   exclusive_or                of two, or of three
+//   exclusive_or                of two, of bytes too, or of three
 //   uniforms<Row>               u of a step of row `Row`: 4 vectors of lanes, by their columns
 #pragma once
 

@@ -168,16 +168,13 @@ TERNGRAD_SIMD Bytes in_order(Bytes x) {
   return _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-template <int Row>
-TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
-  const Bytes row = _mm256_and_si256(_mm256_srli_epi16(codes, 2 * Row), _mm256_set1_epi8(3));
-  return _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(0xff000100u)), row);
-}
-
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
   const Bytes mask = _mm256_set1_epi8(15);
   return _mm256_or_si256(_mm256_and_si256(low, mask), _mm256_andnot_si256(mask, _mm256_slli_epi16(high, 4)));
 }
+
+TERNGRAD_SIMD Bytes low_nibble(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+TERNGRAD_SIMD Bytes high_nibble(Bytes x) { return low_nibble(_mm256_srli_epi16(x, 4)); }
 
 TERNGRAD_SIMD Floats four_floats(float a, float b, float c, float d) { return _mm256_setr_ps(a, b, c, d, a, b, c, d); }
 

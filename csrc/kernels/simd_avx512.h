@@ -155,16 +155,13 @@ TERNGRAD_SIMD Bytes in_order(Bytes x) {
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
 }
 
-template <int Row>
-TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
-  const Bytes row = _mm512_and_si512(_mm512_srli_epi16(codes, 2 * Row), _mm512_set1_epi8(3));
-  return _mm512_shuffle_epi8(_mm512_set1_epi32(static_cast<int>(0xff000100u)), row);
-}
-
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) {
   const Bytes mask = _mm512_set1_epi8(15);
   return _mm512_or_si512(_mm512_and_si512(low, mask), _mm512_andnot_si512(mask, _mm512_slli_epi16(high, 4)));
 }
+
+TERNGRAD_SIMD Bytes low_nibble(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+TERNGRAD_SIMD Bytes high_nibble(Bytes x) { return low_nibble(_mm512_srli_epi16(x, 4)); }
 
 TERNGRAD_SIMD Floats four_floats(float a, float b, float c, float d) { return _mm512_setr4_ps(a, b, c, d); }
 

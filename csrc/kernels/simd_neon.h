@@ -131,13 +131,10 @@ TERNGRAD_SIMD Bytes choose(Signs fire, Signs negative, Bytes plus, Bytes minus) 
 
 TERNGRAD_SIMD Bytes in_order(Bytes x) { return x; }
 
-template <int Row>
-TERNGRAD_SIMD Bytes trits_in(Bytes codes) {
-  const Bytes row = vandq_u8(vshlq_u8(codes, vdupq_n_s8(-2 * Row)), vdupq_n_u8(3));
-  return vqtbl1q_u8(vreinterpretq_u8_u32(vdupq_n_u32(0xff000100u)), row);
-}
-
 TERNGRAD_SIMD Bytes nibbles(Bytes low, Bytes high) { return vsliq_n_u8(low, high, 4); }
+
+TERNGRAD_SIMD Bytes low_nibble(Bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
+TERNGRAD_SIMD Bytes high_nibble(Bytes x) { return vshrq_n_u8(x, 4); }
 
 TERNGRAD_SIMD Shorts all_lanes16(uint32_t x) { return vdupq_n_u16(static_cast<uint16_t>(x)); }
 TERNGRAD_SIMD Shorts high_products16(Shorts a, Shorts b) {
@@ -159,6 +156,7 @@ TERNGRAD_SIMD Bytes sixteen_bytes(Values... values) {
   const uint8_t bytes[16] = {static_cast<uint8_t>(values)...};
   return vld1q_u8(bytes);
 }
+TERNGRAD_SIMD Bytes look_up_bytes(Bytes table, Bytes indices) { return vqtbl1q_u8(table, indices); }
 TERNGRAD_SIMD Shorts look_up_bytes(Bytes table, Shorts indices) {
   return vreinterpretq_u16_u8(vqtbl1q_u8(table, vreinterpretq_u8_u16(indices)));
 }
@@ -197,6 +195,7 @@ TERNGRAD_SIMD Ints lower_words(Products x) {
 TERNGRAD_SIMD Ints upper_words(Products x) {
   return vuzp2q_u32(vreinterpretq_u32_u64(x.low), vreinterpretq_u32_u64(x.high));
 }
+TERNGRAD_SIMD Bytes exclusive_or(Bytes a, Bytes b) { return veorq_u8(a, b); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b) { return veorq_u32(a, b); }
 TERNGRAD_SIMD Ints exclusive_or(Ints a, Ints b, Ints c) { return veorq_u32(veorq_u32(a, b), c); }
 

@@ -63,16 +63,19 @@ TERNGRAD_CONTRACT void to_floats(const uint8_t* payload, Packing packing, int64_
   for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(bytes[i]);
 }
 
-// Adds them to `sums`, modulo 2^16, which only a payload that is not canonical can pass.
-TERNGRAD_CONTRACT void add_to_sums(const uint8_t* payload, Packing packing, int64_t n, UnpackKernel* unpack,
-                                   int16_t* sums) {
+// Adds those of `count` elements of addend i, from `start` on, to `sums`, modulo 2^16, which only a payload that is not
+// canonical can pass; at most a unit.
+TERNGRAD_CONTRACT void add_to_sums(const Addends& addends, int64_t i, int64_t start, int64_t count,
+                                   UnpackKernel* unpack, int16_t* sums) {
+  const Packing packing = addends.packings[i];
+  const uint8_t* payload = addends.payloads[i] + payload_bytes(packing, start);
   if (packing == Packing::counts16) {
-    for (int64_t i = 0; i < n; ++i) sums[i] = static_cast<int16_t>(sums[i] + load<int16_t>(payload, i));
+    for (int64_t k = 0; k < count; ++k) sums[k] = static_cast<int16_t>(sums[k] + load<int16_t>(payload, k));
     return;
   }
   int8_t bytes[kUnit];
-  unpack(payload, n, packing, bytes);
-  for (int64_t i = 0; i < n; ++i) sums[i] = static_cast<int16_t>(sums[i] + bytes[i]);
+  unpack(payload, count, packing, bytes);
+  for (int64_t k = 0; k < count; ++k) sums[k] = static_cast<int16_t>(sums[k] + bytes[k]);
 }
 
 // Sums as counts, modulo 2^bits; n at most a unit.
@@ -86,17 +89,16 @@ TERNGRAD_CONTRACT void pack_sums(const int16_t* sums, int64_t n, Packing packing
   pack(bytes, n, packing, payload);
 }
 
-// Elements [from, n) of sum_trits, unit by unit. `from` begins a tile of every packing.
-TERNGRAD_CONTRACT void sum_units(const Addends& addends, int64_t from, int64_t n, Packing packing, PackKernel* pack,
-                                 UnpackKernel* unpack, uint8_t* payload) {
+// Elements [from, n) of sum_trits, unit by unit; `from` begins one. `add` adds an addend or several, from i on, as
+// add_to_sums does, and returns which comes next.
+template <class Add>
+TERNGRAD_CONTRACT void sum_units(const Addends& addends, int64_t from, int64_t n, Packing packing, const Add& add,
+                                 PackKernel* pack, uint8_t* payload) {
   int16_t sums[kUnit];
   for (int64_t start = from; start < n; start += kUnit) {
     const int64_t count = smaller(kUnit, n - start);
     memset(sums, 0, sizeof sums);
-    for (int64_t i = 0; i < addends.count; ++i) {
-      const Packing form = addends.packings[i];
-      add_to_sums(addends.payloads[i] + payload_bytes(form, start), form, count, unpack, sums);
-    }
+    for (int64_t i = 0; i < addends.count;) i = add(i, start, count, sums);
     pack_sums(sums, count, packing, pack, payload + payload_bytes(packing, start));
   }
 }

@@ -221,7 +221,11 @@ void measures(int64_t n, Kind kind, DType dtype, bool center, Random& random, co
          [=](const Kernels& kernel, const unsigned char* in, unsigned char* out) {
            StripeSums sums{};
            kernel.scales(in, dtype, n, first, last, center, &sums);
-           if (center && n > 0) sums.top = std::max(sums.top, first_magnitude(in, dtype));
+           if (center && n > 0) {
+             sums.top = std::max(sums.top, first_magnitude(in, dtype));
+             // Poisoned, so nobody asks for the sums: with infinity - infinity or 0 for absent elements.
+             if (first_magnitude(in, dtype) >= kInfinity32) sums = StripeSums{{}, {}, sums.top};
+           }
            if (sums.top > kInfinity32) sums.top = kNaN32;  // some NaN: which one does not matter
            memcpy(out, &sums, sizeof sums);
          }});
@@ -274,27 +278,50 @@ void sums(int64_t n, DType dtype, Packing packing, int64_t count, bool fresh, Ra
          }});
 }
 
-// Of two-bit payloads alone, or of any.
+// Payloads of one ternary packing, or runs of all packings; of any bytes, or of one trit throughout, whose sums reach
+// the ends of what counts hold.
 template <class F>
 void adds(int64_t n, Packing packing, int64_t count, Random& random, const F& f) {
-  for (const bool mixed : {false, true}) {
+  const auto add = [&](const char* name, const auto& next_packing, const auto& payload_of) {
     Bytes payloads;
     std::vector<Packing> packings;
     std::vector<int64_t> starts;
     for (int64_t i = 0; i < count; ++i) {
-      packings.push_back(!mixed ? Packing::two_bit : i % 2 ? kTernary[random.below(2)] : kCounts[random.below(3)]);
+      packings.push_back(next_packing(packings));
       starts.push_back(static_cast<int64_t>(payloads.size()));
-      const Bytes payload = random_bytes(payload_bytes(packings.back(), n), random);
+      const Bytes payload = payload_of(packings.back());
       payloads.insert(payloads.end(), payload.begin(), payload.end());
     }
-    f(Work{named("sum_trits", n, std::string(name_of(packing)) + (mixed ? ", mixed" : "")), payloads,
-           Bytes(static_cast<size_t>(payload_bytes(packing, n))), Same::bits,
+    const std::string about = std::string(name_of(packing)) + ", " + std::to_string(count) + " of " + name;
+    f(Work{named("sum_trits", n, about), payloads, Bytes(static_cast<size_t>(payload_bytes(packing, n))), Same::bits,
            [=](const Kernels& kernel, const unsigned char* in, unsigned char* out) {
              std::vector<const uint8_t*> addends;
              for (const int64_t start : starts) addends.push_back(in + start);
              kernel.sum_trits(Addends{addends.data(), packings.data(), count}, n, packing, out);
            }});
+  };
+  const auto any = [&](Packing of) { return random_bytes(payload_bytes(of, n), random); };
+  for (const Packing of : kTernary) {
+    add(name_of(of), [=](const auto&) { return of; }, any);
+    for (const int trit : {1, -1}) {
+      add(
+          trit > 0 ? "ones" : "minus ones", [=](const auto&) { return of; },
+          [=](Packing) {
+            Bytes bytes(static_cast<size_t>(payload_bytes(of, n)));
+            const std::vector<int8_t> trits(static_cast<size_t>(n), static_cast<int8_t>(trit));
+            scalar::pack(trits.data(), n, of, bytes.data());
+            return bytes;
+          });
+    }
   }
+  add(
+      "mixed",
+      [&](const std::vector<Packing>& before) {
+        if (!before.empty() && random.below(2) == 0) return before.back();
+        const int64_t which = random.below(5);
+        return which < 2 ? kTernary[which] : kCounts[which - 2];
+      },
+      any);
 }
 
 template <class F>
@@ -347,7 +374,7 @@ void all_works(int64_t n, Random& random, const F& f) {
   }
   for (const Packing packing : kTiled) packs(n, packing, random, f);
   for (const Packing packing : kCounts) {
-    for (const int64_t count : {1, 2, 9}) adds(n, packing, count, random, f);
+    for (const int64_t count : {1, 2, 7, 9}) adds(n, packing, count, random, f);
   }
 }
 
@@ -363,6 +390,13 @@ void edges() {
   for (const int64_t n : kLengths) {
     all_works(n, random,
               [&](const Work& work) { checker.check(work, {Place{random.below(64), false}, Place{-1, true}}); });
+  }
+  // More trits of one packing than a byte holds the sum of.
+  Checker many_checker(2 * 300 * 5121);
+  for (const Packing packing : kCounts) {
+    for (const int64_t count : {127, 128, 300}) {
+      adds(5121, packing, count, random, [&](const Work& work) { many_checker.check(work, {Place{-1, true}}); });
+    }
   }
   // From 16 MiB of output on, decoding to float32 writes past the caches.
   const int64_t large = (int64_t{1} << 22) + 700;

@@ -107,15 +107,11 @@ Measure measure_of(py::handle clip, bool center) {
 }
 
 DrawBase draw_of(py::handle seed, py::handle offset, py::handle layer, int64_t layers) {
-  const Py_ssize_t first = whole_of(layer, "layer");
-  constexpr Py_ssize_t kWords = Py_ssize_t{1} << 31;
-  if (first < 0 || first > kWords - layers) {
-    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " +
-                     py::str(layer).cast<std::string>());
-  }
+  const auto text = [&] { return py::str(layer).cast<std::string>(); };
+  const uint32_t first = layer_word(whole_of(layer, "layer"), layers, text);
   const Word key = word_of(seed, "seed");
   const Word step = word_of(offset, "offset");
-  return DrawBase{key.number, step.number, static_cast<uint32_t>(first), key.at, step.at, key.device, step.device};
+  return DrawBase{key.number, step.number, first, key.at, step.at, key.device, step.device};
 }
 
 std::vector<double> weights_of(const py::tuple& weights) {

@@ -304,11 +304,7 @@ Layout layout_of_layer(int64_t n, int32_t packing) {
 }
 
 DrawBase draw_at(uint64_t seed, uint64_t offset, int64_t layer, int64_t layers) {
-  constexpr int64_t kWords = int64_t{1} << 31;
-  if (layer < 0 || layer > kWords - layers) {
-    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " + std::to_string(layer));
-  }
-  return DrawBase{seed, offset, static_cast<uint32_t>(layer)};
+  return DrawBase{seed, offset, layer_word(layer, layers, [&] { return std::to_string(layer); })};
 }
 
 // What ternarize, encode and repack are told beside x.

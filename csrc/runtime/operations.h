@@ -6,6 +6,7 @@
 
 #include "../contract/ternarize.h"
 #include "arrays.h"
+#include "errors.h"
 #include "layout.h"
 
 namespace terngrad {
@@ -33,6 +34,15 @@ struct DrawBase {
   int32_t seed_device = kHost;
   int32_t offset_device = kHost;
 };
+
+// DrawBase::layer for a bucket of so many layers: their words leave bit 31 free. `text()` is what the caller gave.
+template <class Text>
+uint32_t layer_word(int64_t layer, int64_t layers, const Text& text) {
+  if (layer < 0 || layer > int64_t{kSecondHop} - layers) {
+    throw ValueError("layer: expected 0 <= layer and layer + layers <= 2**31, got " + text());
+  }
+  return static_cast<uint32_t>(layer);
+}
 
 // What a call on the arrays of a CUDA device needs beside them: the stream it is put on, and memory of that device for
 // its own use until it has run, of scratch_bytes(), at a multiple of 16.

@@ -863,7 +863,7 @@ ERRORS: list[tuple[list[str], Change, str, str]] = [
         ["tgk_layout_create"],
         lambda _: {"packing_count": 3},
         VALUE,
-        "packing_count: expected 1 or 2 (one a layer), got 3",
+        "packing_count: expected 1 or 2 (one per layer), got 3",
     ),
     (["tgk_layout_create"], lambda _: {"packings": np.array([0, 9], np.int32)}, VALUE, "packings[1]: unknown code 9"),
     (["tgk_layout_create"], lambda _: {"block": 100}, VALUE, "block: 100 is not a positive multiple of 2560"),

@@ -106,9 +106,9 @@ def assert_outputs(framework: Framework, x: Any, values: Array, dtype: str) -> N
     decoded = framework.make(np.ones_like(values))
     if framework.immutable:
         for call, out in ((tk.encode, message), (tk.clip, clipped)):
-            with pytest.raises(TypeError, match=r"^out: .* immutable; leave out out$"):
+            with pytest.raises(TypeError, match=r"^out: expected None, got a .*, which is immutable$"):
                 call(x, out=out)
-        with pytest.raises(TypeError, match=r"^out: .* immutable; leave out out$"):
+        with pytest.raises(TypeError, match=r"^out: expected None, got a .*, which is immutable$"):
             tk.decode(packed, out=decoded)
         return
     assert tk.encode(x, seed=7, out=message).data is message
@@ -434,7 +434,7 @@ def test_tensorflow_variables_are_read(tf: Any) -> None:
     assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
     variable.assign(2 * x)
     assert_same(packed.data.numpy(), tk.encode(x, seed=7).data)
-    with pytest.raises(TypeError, match=r"^out: TensorFlow's tensors are immutable; leave out out$"):
+    with pytest.raises(TypeError, match=r"^out: expected None, got a TensorFlow tensor, which is immutable$"):
         tk.decode(packed, out=variable)
 
 
@@ -452,7 +452,7 @@ def test_tensorflow_results_live_on(tf: Any) -> None:
 def test_tensorflow_graphs(tf: Any) -> None:
     """A symbolic tensor has no values yet; a function that TensorFlow calls when it has them does."""
     x = tf.constant(layer("normal", 700))
-    with pytest.raises(TypeError, match=r"^x: a symbolic tensor of a tf.function; .* works on eager tensors"):
+    with pytest.raises(TypeError, match=r"^x: expected an eager tensor, got a symbolic one of a tf.function"):
         tf.function(lambda v: tk.encode(v).data, autograph=False)(x)
     later = tf.function(lambda v: tf.py_function(lambda e: tk.encode(e).data, [v], tf.uint8), autograph=False)
     assert_same(later(x).numpy(), tk.encode(x).data.numpy())
@@ -501,7 +501,9 @@ def test_paddle_tensors_that_are_not_dense(paddle: Any) -> None:
     try:
         with paddle.static.program_guard(paddle.static.Program()):
             symbolic = paddle.static.data("x", [3], "float32")
-            with pytest.raises(TypeError, match=r"^x: a symbolic value of a static graph; .* works on eager tensors"):
+            with pytest.raises(
+                TypeError, match=r"^x: expected an eager tensor, got a symbolic value of a static graph$"
+            ):
                 tk.encode(symbolic)
     finally:
         paddle.disable_static()

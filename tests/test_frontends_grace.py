@@ -445,7 +445,15 @@ def test_errors_name_the_argument(what: str) -> None:
         call()
 
 
+def test_what_is_no_list_of_tensors() -> None:
+    codes, scalar = np.zeros(3, np.int8), np.ones(1, np.float32)
+    with pytest.raises(TypeError, match=r"^tensors: expected \(codes, scalar\), got generator$"):
+        TernGradCompressor().decompress((x for x in (codes, scalar)), (3,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^tensors: expected \(codes, scalar\), got 1 tensors$"):
+        TernGradCompressor().decompress([codes], (3,))
+
+
 def test_a_traced_tensor_is_refused() -> None:
     jax = pytest.importorskip("jax")
-    with pytest.raises(TypeError, match="tensor: a traced value"):
+    with pytest.raises(TypeError, match=r"^tensor: expected known values, got traced ones"):
         jax.jit(lambda x: TernGradCompressor().compress(x, "w")[0])(jax.numpy.ones(4))

@@ -525,7 +525,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "thresholds": (
         lambda: terngrad.clip_gradients_by_thresholds([(G, 0)], [1, 2]),
         ValueError,
-        "thresholds: expected 1, one a layer, got 2",
+        "thresholds: expected 1, one per layer, got 2",
     ),
     "threshold": (
         lambda: terngrad.clip_gradients_by_thresholds([(None, 0), (G, 0)], [1, None]),
@@ -535,7 +535,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "scalers": (
         lambda: terngrad.stochastical_binarize_gradients([(G, 0)], 3),
         TypeError,
-        "scalers: expected a sequence of one a layer, got int",
+        "scalers: expected a sequence of one per layer, got int",
     ),
     "scalers of a layer": (
         lambda: terngrad.stochastical_binarize_gradients([(G, 0)], [G]),
@@ -551,7 +551,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "shapes": (
         lambda: terngrad.decode_from_ternary_gradients([(BYTES, 0)], [1], []),
         ValueError,
-        "shapes: expected 1, one a layer, got 0",
+        "shapes: expected 1, one per layer, got 0",
     ),
     "shapes of a layer": (
         lambda: terngrad.decode_from_ternary_gradients([(BYTES, 0)], [1], [(9,)]),
@@ -576,7 +576,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "None in one": (
         lambda: terngrad.average_gradients([[(G, 0)], [(None, 0)]]),
         ValueError,
-        r"tower_grads\[1\]\[0\]\[0\]: None, and tower_grads\[0\]\[0\]\[0\] is not",
+        r"tower_grads\[1\]\[0\]\[0\]: expected an array as tower_grads\[0\]\[0\]\[0\] is, got None",
     ),
     "shapes of towers": (
         lambda: terngrad.average_gradients([[(G, 0)], [(G[1:], 0)]]),

@@ -531,7 +531,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     ),
     "trits": (lambda x: tk.pack(x), TypeError, r"^trits: expected int8, got float32"),
     "payload": (lambda x: tk.unpack(x, shape=4000), TypeError, r"^payload: expected uint8, got float32"),
-    "out": (lambda x: tk.encode(x, out=x), TypeError, r"^out: JAX arrays are immutable; leave out out"),
+    "out": (lambda x: tk.encode(x, out=x), TypeError, r"^out: expected None, got a JAX array, which is immutable$"),
     "accumulate": (lambda x: tk.decode(tk.encode(x), accumulate=True), ValueError, r"^accumulate: needs out"),
     "NumPy beside": (lambda x: tk.encode([x, X]), TypeError, r"^x\[1\]: expected a jax array .*, got a numpy array"),
     "validate": (lambda x: tk.validate(tk.encode(x)), TypeError, r"^packed.data: a traced value, .* outside jax.jit"),

@@ -428,10 +428,17 @@ def test_without_torch_distributed() -> None:
             ValueError,
             "strategy: expected one of gather, sum, requantize, hierarchical, got 'ring'",
         ),
-        ({"strategy": "hierarchical"}, ValueError, "local_group: expected one"),
-        ({"packing": "float32"}, ValueError, "packing: expected 'two_bit' or 'base3', got 'float32'"),
-        ({"packing": "counts4"}, ValueError, "packing: expected 'two_bit' or 'base3', got 'counts4'"),
+        (
+            {"strategy": "hierarchical"},
+            ValueError,
+            "local_group: expected a group with the strategy 'hierarchical', got None",
+        ),
+        ({"local_group": 3}, ValueError, "local_group: expected None with the strategy 'gather', got 3"),
+        ({"model": 3}, TypeError, "model: expected a torch.nn.Module, got int"),
+        ({"packing": "float32"}, ValueError, "packing: expected one of two_bit, base3, got 'float32'"),
+        ({"packing": "counts4"}, ValueError, "packing: expected one of two_bit, base3, got 'counts4'"),
         ({"clip": -1.0}, ValueError, "clip: "),
+        ({"clip": "a", "error_feedback": True}, TypeError, "clip: expected a number > 0 or None, got str"),
         ({"error_feedback": True}, ValueError, "clip: expected at most 2.0 with error_feedback, got 2.5: what is lost"),
         (
             {"error_feedback": True, "clip": None},
@@ -441,6 +448,7 @@ def test_without_torch_distributed() -> None:
         ({"block": 100}, ValueError, "block"),
         ({"seed": 1.5}, TypeError, "seed: expected an int, got float"),
         ({"start_step": -1}, ValueError, "start_step: expected an int >= 0, got -1"),
+        ({"start_step": 1.0}, TypeError, "start_step: expected an int, got float"),
         ({"float32": True}, TypeError, "float32: expected a function of a parameter, got bool"),
     ],
 )
@@ -451,8 +459,14 @@ def test_options_that_are_refused(options: dict[str, Any], kind: type[Exception]
 
 def test_lists_that_are_refused() -> None:
     state = tkt.TernGradState()
-    with pytest.raises(TypeError, match=r"^tensors: expected a list of tensors, got a tensor$"):
+    with pytest.raises(TypeError, match=r"^tensors: expected a list of tensors, got Tensor$"):
         tkt.all_reduce_mean(torch.zeros(3), state)
+    with pytest.raises(TypeError, match=r"^tensors: expected a list of tensors, got NoneType$"):
+        tkt.all_reduce_mean(None, state)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^state: expected a TernGradState, got NoneType$"):
+        tkt.all_reduce_mean([torch.zeros(3)], None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^state: expected a TernGradState, got NoneType$"):
+        tkt.terngrad_hook(None, None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^tensors\[1\]: expected a tensor, got float"):
         tkt.all_reduce_mean([torch.zeros(3), 1.0], state)  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"^tensors\[0\]: expected one of float32, .*, got 'int64'"):
@@ -507,8 +521,66 @@ def test_recommendations() -> None:
     assert 0.1 < hidden.seconds["requantize"] < 0.5 * hidden.seconds["float32"]
     assert "sum" not in tkt.recommend(n, 40_000, bandwidth=1e9, kernel_seconds=RATES).seconds
     assert set(tkt.recommend(1000, 2, bandwidth=1e9).seconds) == {"float32", *STRATEGIES}
-    with pytest.raises(ValueError, match=r"expected elements >= 0, .* got 1000, 2, 0, 0.0 and 0.0"):
-        tkt.recommend(1000, 2, bandwidth=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        ({"elements": "a"}, TypeError, "elements: expected an int, got str"),
+        ({"elements": 1.5}, TypeError, "elements: expected an int, got float"),
+        ({"elements": -1}, ValueError, "elements: expected an int >= 0, got -1"),
+        ({"world_size": 0}, ValueError, "world_size: expected an int >= 1, got 0"),
+        ({"bandwidth": 0}, ValueError, "bandwidth: expected a number > 0, got 0"),
+        ({"bandwidth": math.nan}, ValueError, "bandwidth: expected a number > 0, got nan"),
+        ({"bandwidth": "1e9"}, TypeError, "bandwidth: expected a number, got str"),
+        ({"latency": -1e-3}, ValueError, "latency: expected a number >= 0, got -0.001"),
+        ({"compute_seconds": None}, TypeError, "compute_seconds: expected a number, got NoneType"),
+        ({"dtype": "int8"}, TypeError, "dtype: expected one of float32"),
+        ({"packing": "float32"}, ValueError, "packing: expected one of two_bit, base3, got 'float32'"),
+        ({"kernel_seconds": 3}, TypeError, "kernel_seconds: expected a dict of encode, decode, add, got int"),
+        (
+            {"kernel_seconds": {}},
+            ValueError,
+            "kernel_seconds: expected encode, decode, add, got none for encode, decode",
+        ),
+        ({"kernel_seconds": {**RATES, "add": "0"}}, TypeError, "kernel_seconds['add']: expected a number, got str"),
+    ],
+    ids=str,
+)
+def test_recommendations_that_are_refused(arguments: dict[str, Any], kind: type[Exception], text: str) -> None:
+    good: dict[str, Any] = {"elements": 1000, "world_size": 2, "bandwidth": 1e9, "kernel_seconds": RATES}
+    with pytest.raises(kind, match="^" + re.escape(text)):
+        tkt.recommend(**{**good, **arguments})
+
+
+def test_links_that_are_not_measured() -> None:
+    with pytest.raises(ValueError, match=r"^nbytes: expected an int >= 8, got 4$"):
+        tkt.measure_link(nbytes=4)
+    with pytest.raises(TypeError, match=r"^rounds: expected an int, got float$"):
+        tkt.measure_link(rounds=1.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "text"),
+    [
+        (None, TypeError, "state: expected the dict that state_dict returns, got NoneType"),
+        ({}, ValueError, "state: expected the dict that state_dict returns, got one without step, seed, residuals"),
+        (
+            {"step": 1, "seed": 2},
+            ValueError,
+            "state: expected the dict that state_dict returns, got one without residuals",
+        ),
+        ({"step": "1", "seed": 2, "residuals": {}}, TypeError, "state['step']: expected an int, got str"),
+        ({"step": -1, "seed": 2, "residuals": {}}, ValueError, "state['step']: expected an int >= 0, got -1"),
+        ({"step": 1, "seed": 2, "residuals": 3}, TypeError, "state['residuals']: expected a dict, got int"),
+    ],
+    ids=str,
+)
+def test_states_that_are_not_loaded(state: Any, kind: type[Exception], text: str) -> None:
+    own = tkt.TernGradState(seed=7)
+    with pytest.raises(kind, match="^" + re.escape(text) + "$"):
+        own.load_state_dict(state)
+    assert own.state_dict() == {"step": 0, "seed": 7, "residuals": {}}
 
 
 def test_a_link_is_measured_alike_by_all_ranks(pools: Any) -> None:

@@ -334,13 +334,22 @@ def test_layouts_are_static() -> None:
 
 # ---- errors
 
+COUNTS = tk.Layout([(700,)], packing="counts8")
 ERRORS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "dtype": (lambda x: tk.encode(x.int()), TypeError, "x: expected float32, float16, bfloat16, float64"),
     "dtypes": (lambda x: tk.encode([x, x.half()]), TypeError, r"x\[1\]: expected float32 as x\[0\] is, got float16"),
-    "packing": (lambda x: tk.encode(x, packing="trits"), ValueError, "packing: expected one of .* got 'trits'"),
-    "packings": (lambda x: tk.encode(x, packing=["base3"] * 2), ValueError, "packing: expected one name or 1"),
+    "packing": (
+        lambda x: tk.encode(x, packing="trits"),
+        ValueError,
+        "packing: expected one of two_bit, base3, float32, got 'trits'",
+    ),
+    "packings": (
+        lambda x: tk.encode(x, packing=["base3"] * 2),
+        ValueError,
+        r"packing: expected one name, or 1 \(one per layer\), got 2",
+    ),
     "block": (lambda x: tk.encode(x, block=2.5), TypeError, "block: expected an int, got float"),
-    "both": (lambda x: tk.encode(x, layout=tk.Layout([(3,)]), block=2560), ValueError, "block: the layout has it"),
+    "both": (lambda x: tk.encode(x, layout=tk.Layout([(3,)]), block=2560), ValueError, "block: expected None where a"),
     "layout": (lambda x: tk.encode(x, layout=5), TypeError, "layout: expected a Layout, got int"),
     "seed": (lambda x: tk.encode(x, seed="7"), TypeError, "seed: expected an int.* got str"),
     "offset": (lambda x: tk.encode(x, offset=2**64), ValueError, r"offset: expected an int from -2\*\*63"),
@@ -362,18 +371,32 @@ ERRORS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         ValueError,
         "packed.data: expected one message",
     ),
-    "accumulate": (lambda x: tk.decode(tk.encode(x), accumulate=True), ValueError, "accumulate: needs out"),
+    "accumulate": (lambda x: tk.decode(tk.encode(x), accumulate=True), ValueError, "out: expected what acc"),
     "decoded": (lambda x: tk.decode(tk.encode(x), dtype="int8"), TypeError, "dtype: expected one of float32"),
-    "weights": (lambda x: tk.decode_sum([tk.encode(x)], weights=[1, 2]), ValueError, "weights: expected 1, one a m"),
-    "messages": (lambda x: tk.decode_sum([tk.encode(x), tk.encode(x[1:])]), ValueError, r"messages\[1\]: its layout"),
-    "summands": (lambda x: tk.sum_trits([tk.encode(x), tk.encode(x[1:])]), ValueError, r"messages\[1\]: its layout"),
+    "weights": (lambda x: tk.decode_sum([tk.encode(x)], weights=[1, 2]), ValueError, "weights: expected 1, one per m"),
+    "messages": (
+        lambda x: tk.decode_sum([tk.encode(x), tk.encode(x[1:])]),
+        ValueError,
+        r"messages\[1\].layout.shapes\[0\]: expected \(700,\) as messages\[0\] has, got \(699,\)",
+    ),
+    "summands": (
+        lambda x: tk.sum_trits([tk.encode(x), tk.encode(x, packing="float32")]),
+        ValueError,
+        r"messages\[1\].layout.packing: expected 'two_bit' as messages\[0\] has, got 'float32'",
+    ),
     "repacked": (
         lambda x: tk.repack([tk.encode(x)], seed=0, offset=0, packing="float32"),
         ValueError,
-        "packing: expected 'two_bit' or",
+        "packing: expected one of two_bit, base3, got 'float32'",
     ),
     "trits": (lambda x: tk.pack(x), TypeError, "trits: expected int8"),
-    "codes": (lambda x: tk.pack(x.to(torch.int8), packing="float32"), ValueError, "packing: expected 'two_bit' or"),
+    "codes": (lambda x: tk.pack(x.to(torch.int8), packing="float32"), ValueError, "packing: expected one of two"),
+    "counts": (lambda x: tk.encode(x, packing="counts8"), ValueError, "packing: expected one of two_bit, base3, fl"),
+    "layout of counts": (
+        lambda x: tk.encode(x, layout=COUNTS),
+        ValueError,
+        "layout.packing: expected two_bit, base3, float32, got counts8",
+    ),
     "payload": (lambda x: tk.unpack(tk.encode(x).data, shape=5), ValueError, "payload: expected 2 bytes"),
 }
 
@@ -396,7 +419,7 @@ def test_errors_without_fullgraph() -> None:
 
 def test_validate_is_not_compiled() -> None:
     """What it raises depends on values: it is run where the graph breaks, and refused where it must not."""
-    with pytest.raises(Exception, match="validate looks at the data"):
+    with pytest.raises(Exception, match="packed: expected a message outside compiled functions"):
         compiled(tk.validate, "eager")(tk.encode(tensor(700)))
 
 

@@ -431,7 +431,7 @@ tgk_status tgk_layout_create(const int64_t* sizes, int64_t layers, const int32_t
     }
     if (!sizes && layers > 0) throw ValueError("sizes: expected " + std::to_string(layers) + ", got NULL");
     if (packing_count != 1 && packing_count != layers) {
-      throw ValueError("packing_count: expected 1 or " + std::to_string(layers) + " (one a layer), got " +
+      throw ValueError("packing_count: expected 1 or " + std::to_string(layers) + " (one per layer), got " +
                        std::to_string(packing_count));
     }
     if (!packings && packing_count > 0) {

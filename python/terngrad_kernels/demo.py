@@ -235,7 +235,7 @@ def exchange_float32(gradients: Floats, step: int) -> Exchanged:
 
 
 def share_scales(own: Sequence[tk.Scales], device: Device = HOST) -> list[tk.Scales]:
-    """Give all workers each layer's largest scale; on a network a small all-reduce of 4 bytes a layer."""
+    """Give all workers each layer's largest scale; on a network a small all-reduce of 4 bytes per layer."""
     shared = device.put(np.maximum.reduce([device.get(scales.scale) for scales in own]))
     return [scales._replace(scale=shared) for scales in own]
 

@@ -25,7 +25,7 @@ import numpy as np
 from . import operations as tk
 from .adapters import jax as _adapter
 from .averaging import WIDEST_CLIP, ring_bytes, travels_as_float32
-from .layout import COUNTS, DTYPES, Layout, dtype_name, packing_code
+from .layout import COUNTS, DTYPES, TERNARY, Layout, _whole, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
 __all__ = ["GradientTransformation", "TernGradState", "Traffic", "all_reduce_mean", "local", "terngrad", "traffic"]
@@ -100,18 +100,17 @@ class _Options:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        if packing_code(self.packing) > 1:
-            raise ValueError(f"packing: expected 'two_bit' or 'base3', got {self.packing!r}")
+        packing_code(self.packing, offered=TERNARY)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed: expected an int, got {type(self.seed).__name__}")
         if self.float32 is not None and not callable(self.float32):
             raise TypeError(f"float32: expected a function of a path and a leaf, got {type(self.float32).__name__}")
+        tk.encode(np.zeros(1, np.float32), clip=self.clip, seed=self.seed, block=self.block)  # says what is wrong
         if self.error_feedback and (self.clip is None or self.clip > WIDEST_CLIP):
             raise ValueError(
                 f"clip: expected at most {WIDEST_CLIP} with error_feedback, got {self.clip}: "
                 "what is lost with wider clipping adds up"
             )
-        tk.encode(np.zeros(1, np.float32), clip=self.clip, seed=self.seed, block=self.block)  # says what is wrong
 
 
 class _Bucket(NamedTuple):
@@ -131,7 +130,9 @@ def _buckets(options: _Options, tree: Any, world: int, argument: str) -> list[_B
             raise TypeError(f"{argument}{name}: expected an array, got {type(leaf).__name__}")
         together.setdefault(dtype_name(leaf.dtype, f"{argument}{name}"), []).append((i, name, leaf))
     if options.strategy == "sum" and world > COUNTS["counts16"]:
-        raise ValueError(f"strategy: 'sum' takes at most {COUNTS['counts16']} devices, the axis has {world}")
+        raise ValueError(
+            f"axis_name: expected at most {COUNTS['counts16']} devices for the strategy 'sum', got {world}"
+        )
     decide = options.float32 or (lambda _, leaf: travels_as_float32(leaf.size, leaf.ndim))
     buckets = []
     layer = 0
@@ -272,8 +273,9 @@ def _average(options: _Options, tree: Any, axis_name: Any, step: Any, residual: 
     leaves, structure = jax.tree_util.tree_flatten(tree)
     if leaves and _is_tracked(axis_name) and not any(_axes(axis_name) & _adapter.varying_axes(x) for x in leaves):
         raise ValueError(
-            "grads: the same on all devices already. Under jax.shard_map the gradient of what devices share is their "
-            "sum; differentiate by terngrad_kernels.jax.local(params, axis_name)"
+            "grads: expected each device's own gradients, got ones that are the same on all devices. Under "
+            "jax.shard_map the gradient with respect to shared parameters is a sum over the devices: differentiate "
+            "with respect to terngrad_kernels.jax.local(params, axis_name)"
         )
     lost: list[Any] = [None] * len(leaves)
     second: list[Any] = [None] * len(buckets)
@@ -310,8 +312,9 @@ def _checked(
     found = jax.tree_util.tree_leaves(residual)
     if [x.shape for x in found] != shapes:
         raise ValueError(
-            "state.residual: not that of these gradients on one device of this axis; call init where update is "
-            'called, and give shard_map the specs TernGradState(step=P(), residual=P("workers"))'
+            "state.residual: expected the residuals of these gradients on one device of this axis, got others; "
+            "call init where update is called, and give shard_map the specs TernGradState(step=P(), "
+            'residual=P("workers"))'
         )
     flat = [x[0] for x in found]
     return flat[: len(leaves)], flat[len(leaves) :] or [None] * len(buckets)
@@ -476,8 +479,7 @@ def traffic(
     TypeError, ValueError
         Naming the argument or the leaf.
     """
-    if isinstance(world_size, bool) or not isinstance(world_size, int) or world_size < 1:
-        raise ValueError(f"world_size: expected an int >= 1, got {world_size!r}")
+    world_size = _whole(world_size, "world_size", 1)
     others = world_size - 1
     sent = elements = 0
     for bucket in _buckets(_Options(strategy, None, packing, block, 0, float32), params, world_size, "params"):

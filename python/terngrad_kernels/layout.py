@@ -13,12 +13,15 @@ import numpy as np
 
 from . import _core
 
-__all__ = ["COUNTS", "DTYPES", "PACKINGS", "Layout", "Piece", "dtype_name", "packing_code"]
+__all__ = ["COUNTS", "DTYPES", "ENCODED", "PACKINGS", "TERNARY", "Layout", "Piece", "dtype_name", "packing_code"]
 
 #: Names of the floating-point types, in the order of their codes, and the bytes of an element.
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 #: Names of the packings and their codes.
 PACKINGS = {"two_bit": 0, "base3": 1, "float32": 2, "counts4": 3, "counts8": 4, "counts16": 5}
+#: Packings of trits, and those of what `encode` makes.
+TERNARY = ("two_bit", "base3")
+ENCODED = (*TERNARY, "float32")
 #: Packings of sums of trits, narrowest first, and the workers that each holds.
 COUNTS = {"counts4": 7, "counts8": 127, "counts16": 32767}
 _COUNTS_NAMES = frozenset(COUNTS)
@@ -61,20 +64,22 @@ def dtype_name(dtype: Any, argument: str = "dtype") -> str:
     return str(name)
 
 
-def packing_code(packing: Any, argument: str = "packing") -> int:
-    """Return the code of a packing given by name."""
+def packing_code(packing: Any, argument: str = "packing", offered: Iterable[str] = PACKINGS) -> int:
+    """Return the code of a packing given by name, one of those that are offered."""
     if not isinstance(packing, str):
-        raise TypeError(f"{argument}: expected one of {', '.join(PACKINGS)}, got {type(packing).__name__}")
-    if packing not in PACKINGS:
-        raise ValueError(f"{argument}: expected one of {', '.join(PACKINGS)}, got {packing!r}")
+        raise TypeError(f"{argument}: expected one of {', '.join(offered)}, got {type(packing).__name__}")
+    if packing not in offered:
+        raise ValueError(f"{argument}: expected one of {', '.join(offered)}, got {packing!r}")
     return PACKINGS[packing]
 
 
-def _whole(value: Any, argument: str, least: int, below: int) -> int:
+def _whole(value: Any, argument: str, least: int, below: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{argument}: expected an int, got {type(value).__name__}")
     number = operator.index(value)
-    if not least <= number < below:
+    if below is None and number < least:
+        raise ValueError(f"{argument}: expected an int >= {least}, got {number}")
+    if below is not None and not least <= number < below:
         raise ValueError(f"{argument}: expected {least} <= {argument} < {below}, got {number}")
     return number
 
@@ -91,21 +96,21 @@ def _shape(shape: Any, argument: str) -> tuple[int, ...]:
             raise ValueError(f"{argument}: expected sizes >= 0, got {sizes[-1]}")
     # Also where a zero makes the product small: no framework could hold such a shape.
     if math.prod(size for size in sizes if size) > _MOST_ELEMENTS:
-        raise ValueError(f"{argument}: more than 2**36 elements")
+        raise ValueError(f"{argument}: expected at most 2**36 elements, got {tuple(sizes)}")
     return tuple(sizes)
 
 
-def _packings(packing: Any, layers: int) -> str | tuple[str, ...]:
+def _packings(packing: Any, layers: int, offered: Iterable[str] = PACKINGS) -> str | tuple[str, ...]:
     if isinstance(packing, str):
-        packing_code(packing)
+        packing_code(packing, offered=offered)
         return packing if layers else "two_bit"  # nothing is packed: one spelling of it
     if not isinstance(packing, Iterable):
-        raise TypeError(f"packing: expected a name or one a layer, got {type(packing).__name__}")
+        raise TypeError(f"packing: expected one name, or one per layer, got {type(packing).__name__}")
     names = tuple(packing)
     for i, name in enumerate(names):
-        packing_code(name, f"packing[{i}]")
+        packing_code(name, f"packing[{i}]", offered)
     if len(names) != layers:
-        raise ValueError(f"packing: expected one name or {layers} (one a layer), got {len(names)}")
+        raise ValueError(f"packing: expected one name, or {layers} (one per layer), got {len(names)}")
     if not names:
         return "two_bit"
     return names[0] if len(set(names)) == 1 else names
@@ -137,10 +142,10 @@ class Layout:
     dtype : str or a framework's dtype, default "float32"
         Floating-point type of the bucket: float32, float16, bfloat16 or float64.
     packing : str or sequence of str, default "two_bit"
-        ``two_bit`` (16x), ``base3`` (20x) or ``float32`` (carried as it is); one name, or one a layer. ``counts4``,
+        ``two_bit`` (16x), ``base3`` (20x) or ``float32`` (carried as it is); one name, or one per layer. ``counts4``,
         ``counts8`` and ``counts16`` are those of a `Counts`.
     block : int, optional
-        Elements that share a scale, a multiple of 2560. None: one scale a layer.
+        Elements that share a scale, a multiple of 2560. None: one scale per layer.
     shards : int, default 1
         Messages of equal length that the bucket is cut into.
     form : {"flat", "array", "list"}
@@ -163,8 +168,8 @@ class Layout:
     form: str = "flat"
     index: int | None = None
     if TYPE_CHECKING:
-        _geometry: ClassVar[_core.Layout]
-        _counts: ClassVar[frozenset[str]]
+        geometry: ClassVar[_core.Layout]  #: The compiled geometry, which the operations take.
+        counts: ClassVar[frozenset[str]]  #: The counts packings among those of the layers.
 
     def __init__(
         self,
@@ -182,7 +187,7 @@ class Layout:
         if form not in FORMS:
             raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
         if form == "array" and len(checked) != 1:
-            raise ValueError(f"form: 'array' is for one layer, got {len(checked)}")
+            raise ValueError(f"form: expected 'list' or 'flat' for {len(checked)} layers, got 'array'")
         if block is not None:
             block = _whole(block, "block", 1, 2**63)
         shards = _whole(shards, "shards", 1, 2**31)
@@ -202,16 +207,11 @@ class Layout:
             "form": form,
             "index": index,
             # Not dataclass fields: they follow from the others.
-            "_geometry": geometry(sizes, packing, block, shards, index),
-            "_counts": _COUNTS_NAMES & ({packing} if isinstance(packing, str) else set(packing)),
+            "geometry": geometry(sizes, packing, block, shards, index),
+            "counts": _COUNTS_NAMES & ({packing} if isinstance(packing, str) else set(packing)),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def geometry(self) -> _core.Layout:
-        """The compiled geometry, which the operations take."""
-        return self._geometry
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields."""
@@ -228,29 +228,29 @@ class Layout:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each layer; in the layout of a shard, those that lie in it."""
-        return tuple(self._geometry.sizes)
+        return tuple(self.geometry.sizes)
 
     @property
     def size(self) -> int:
         """Elements of all layers."""
-        return self._geometry.size
+        return self.geometry.size
 
     @property
     def nbytes(self) -> int:
         """Length of the message."""
-        return self._geometry.nbytes
+        return self.geometry.nbytes
 
     @property
     def groups(self) -> int:
         """Scales of the bucket: layers, or blocks, or the pieces of a shard."""
-        return self._geometry.groups
+        return self.geometry.groups
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """Where everything lies, in message order: see contract section 5."""
         return tuple(
             Piece(layer, first, size, _PACKING_NAMES[code], group, scale_at, payload_at, nbytes)
-            for layer, first, size, code, group, scale_at, payload_at, nbytes in self._geometry.pieces
+            for layer, first, size, code, group, scale_at, payload_at, nbytes in self.geometry.pieces
         )
 
     @property
@@ -275,13 +275,8 @@ class Layout:
             0 <= index < shards.
         """
         if self.index is not None:
-            raise ValueError(f"shard: this is the layout of shard {self.index} already")
+            raise ValueError(f"shard: expected the layout of a whole message, got that of shard {self.index}")
         return replace(self, index=index)
-
-    @property
-    def counts(self) -> frozenset[str]:
-        """The counts packings among those of the layers."""
-        return self._counts
 
     def with_ternary(self, packing: str) -> Layout:
         """Return the layout of the same layers with another packing for all but those carried as float32.
@@ -294,7 +289,9 @@ class Layout:
             Any but ``float32``.
         """
         if packing_code(packing) == PACKINGS["float32"]:
-            raise ValueError("packing: expected another one than 'float32', which moves the cuts of shards")
+            raise ValueError(
+                "packing: expected one that packs trits or counts, got 'float32', which moves the cuts of shards"
+            )
         return _with_ternary(self, packing)
 
     def same_cuts(self, other: Layout) -> bool:
@@ -317,3 +314,32 @@ def _with_ternary(layout: Layout, packing: str) -> Layout:
     if isinstance(layout.packing, str):
         return layout if layout.packing in ("float32", packing) else replace(layout, packing=packing)
     return replace(layout, packing=tuple("float32" if name == "float32" else packing for name in layout.packing))
+
+
+def _names(layout: Layout) -> tuple[str, ...]:
+    """Return the packing of each layer."""
+    return (layout.packing,) * len(layout.shapes) if isinstance(layout.packing, str) else layout.packing
+
+
+def _require_alike(layout: Layout, other: Layout, argument: str, owner: str, *, cuts: bool = False) -> None:
+    """Raise a ValueError that names the field in which a layout differs from that of `owner`.
+
+    All fields count but dtype and form. With `cuts`, how trits are packed does not count either.
+    """
+    if Layout.same_message(layout, other):  # not a method of `layout`, which TorchDynamo cannot follow
+        return
+    for field in ("shapes", "block", "shards", "index"):
+        got, expected = getattr(layout, field), getattr(other, field)
+        if got == expected:
+            continue
+        if field == "shapes":  # of which one is named: there may be thousands
+            if len(got) != len(expected):
+                raise ValueError(f"{argument}.shapes: expected {len(expected)} layers as {owner} has, got {len(got)}")
+            i = [a == b for a, b in zip(got, expected, strict=True)].index(False)
+            field, got, expected = f"shapes[{i}]", got[i], expected[i]
+        raise ValueError(f"{argument}.{field}: expected {expected!r} as {owner} has, got {got!r}")
+    every = isinstance(layout.packing, str) and isinstance(other.packing, str)
+    for i, (name, expected) in enumerate(zip(_names(layout), _names(other), strict=True)):
+        if name != expected and (not cuts or "float32" in (name, expected)):
+            field = "packing" if every else f"packing[{i}]"
+            raise ValueError(f"{argument}.{field}: expected {expected!r} as {owner} has, got {name!r}")

@@ -8,13 +8,24 @@ every argument as it was. "Contract" is docs/contract.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from . import _core
 from .adapters import Adapter, adapter_of, numpy_adapter, path_of
-from .layout import COUNTS, DTYPES, Layout, _shape, dtype_name, packing_code
+from .layout import (
+    COUNTS,
+    DTYPES,
+    ENCODED,
+    TERNARY,
+    Layout,
+    _packings,
+    _require_alike,
+    _shape,
+    dtype_name,
+    packing_code,
+)
 from .packed import Counts, Packed, Scales, counts_for
 
 __all__ = [
@@ -31,8 +42,6 @@ __all__ = [
     "validate",
 ]
 
-_TERNARY = ("two_bit", "base3")
-
 # ---- what is given
 
 
@@ -45,6 +54,9 @@ class _Bucket(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     form: str
+
+
+_new = tuple.__new__
 
 
 def _dense(x: Any, argument: str) -> tuple[Adapter, Any]:
@@ -67,7 +79,8 @@ def _one(x: Any, argument: str) -> tuple[Adapter, Any, str]:
 def _bucket(x: Any) -> _Bucket:
     if not isinstance(x, (list, tuple)):
         adapter, array, dtype = _one(x, "x")
-        return _Bucket(adapter, array, array, (tuple(array.shape),), dtype, "array")
+        # Without the class's own __new__, which takes three times as long.
+        return _new(_Bucket, (adapter, array, array, (tuple(array.shape),), dtype, "array"))
     if not x:
         return _Bucket(numpy_adapter(), (), None, (), "float32", "list")
     adapter, first, dtype = _one(x[0], "x[0]")
@@ -94,13 +107,18 @@ def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
         key = (bucket.shapes, bucket.dtype, packing, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
         found = _layouts.get(key)
     except TypeError:  # a list of packings
-        return Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)
+        return _new_layout(bucket, packing, block)
     if found is None:
-        found = Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)
+        found = _new_layout(bucket, packing, block)
         if len(_layouts) >= 4096:
             _layouts.clear()
         _layouts[key] = found
     return found
+
+
+def _new_layout(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
+    names = _packings(packing, len(bucket.shapes), ENCODED)
+    return Layout(bucket.shapes, bucket.dtype, names, block, form=bucket.form)
 
 
 def _given_layout(layout: Any, bucket: _Bucket) -> Layout:
@@ -113,6 +131,9 @@ def _given_layout(layout: Any, bucket: _Bucket) -> Layout:
             raise ValueError(f"x: expected {len(layout.shapes)} arrays, got {len(bucket.shapes)}")
     if bucket.shapes and bucket.dtype != layout.dtype:
         raise ValueError(f"x: expected {layout.dtype} as the layout says, got {bucket.dtype}")
+    if layout.counts:
+        names = ", ".join(sorted(layout.counts))
+        raise ValueError(f"layout.packing: expected {', '.join(ENCODED)}, got {names}, which sum_trits alone makes")
     return layout
 
 
@@ -126,7 +147,7 @@ def _passed(passed: Any, adapter: Adapter, argument: str = "scales") -> tuple[An
         name = f"{argument}.{field}"
         other, dense = _dense(array, name)
         if other is not adapter:
-            raise TypeError(f"{name}: expected a {adapter.name} array as x is, got a {other.name} array")
+            raise TypeError(f"{name}: expected a {adapter.name} array as the input is, got a {other.name} array")
         arrays.append(dense)
     return arrays[0], arrays[1]
 
@@ -136,21 +157,6 @@ def _word(value: Any, argument: str) -> Any:
     if isinstance(value, int) or not hasattr(value, "__dlpack__"):
         return value
     return _dense(value, argument)[1]
-
-
-def _ternary_code(packing: Any) -> int:
-    code = packing_code(packing)
-    if packing not in _TERNARY:
-        raise ValueError(f"packing: expected 'two_bit' or 'base3', got {packing!r}")
-    return code
-
-
-def _require_no_counts(layout: Layout, argument: str) -> None:
-    if layout.counts:
-        names = ", ".join(sorted(layout.counts))
-        raise ValueError(
-            f"{argument}: expected 'two_bit', 'base3' or 'float32', got {names}: counts are made by sum_trits"
-        )
 
 
 def _output(adapter: Adapter, out: Any, shape: tuple[int, ...], dtype: str, like: Any, argument: str = "out") -> Any:
@@ -189,7 +195,8 @@ def _message(message: Any, argument: str) -> tuple[Layout, Adapter, Any]:
     """Return layout, adapter and dense data of a Packed or Counts."""
     if isinstance(message, Packed):
         if message.layout.counts:
-            raise ValueError(f"{argument}.layout: the packing {message.layout.packing} is that of a Counts")
+            names = ", ".join(sorted(message.layout.counts))
+            raise ValueError(f"{argument}.layout.packing: expected {', '.join(ENCODED)} in a Packed, got {names}")
     elif not isinstance(message, Counts):
         raise TypeError(f"{argument}: expected a Packed or a Counts, got {type(message).__name__}")
     return message.layout, *_dense(message.data, f"{argument}.data")
@@ -222,7 +229,8 @@ class _Messages(NamedTuple):
         return self.data[0] if isinstance(self.data, tuple) else self.data
 
 
-def _messages(messages: Any, agree: Callable[[Layout, Layout], bool] = Layout.same_message) -> _Messages:
+def _messages(messages: Any, *, cuts: bool = False) -> _Messages:
+    """Return messages of layouts that agree; `cuts`: only in how they cut layers, not in how they pack trits."""
     if isinstance(messages, (Packed, Counts)):
         layout, adapter, data = _message(messages, "messages")
         if data.ndim not in (1, 2) or data.shape[-1] != layout.nbytes:
@@ -243,8 +251,8 @@ def _messages(messages: Any, agree: Callable[[Layout, Layout], bool] = Layout.sa
             first = layout, adapter
         elif adapter is not first[1]:
             raise TypeError(f"messages[{i}]: expected {first[1].name} data as messages[0] has, got {adapter.name}")
-        elif layout is not first[0] and not agree(layout, first[0]):
-            raise ValueError(f"messages[{i}]: its layout is another one than that of messages[0]")
+        elif layout is not first[0]:
+            _require_alike(layout, first[0], f"messages[{i}].layout", "messages[0]", cuts=cuts)
         parts.append(data)
     assert first is not None
     return _Messages(first[1], messages, tuple(parts), len(parts))
@@ -254,10 +262,10 @@ def _weights(weights: Any, count: int) -> tuple[Any, ...]:
     if weights is None:
         return (1.0,) * count
     if not isinstance(weights, Iterable):
-        raise TypeError(f"weights: expected numbers, one a message, got {type(weights).__name__}")
+        raise TypeError(f"weights: expected numbers, one per message, got {type(weights).__name__}")
     factors = tuple(weights)
     if len(factors) != count:
-        raise ValueError(f"weights: expected {count}, one a message, got {len(factors)}")
+        raise ValueError(f"weights: expected {count}, one per message, got {len(factors)}")
     return factors
 
 
@@ -319,9 +327,9 @@ def encode(
     layer : int, default 0
         Index of the first layer, so that buckets of one model draw different bits.
     packing : str or sequence of str, optional
-        ``two_bit`` (default), ``base3`` or ``float32``; one, or one a layer.
+        ``two_bit`` (default), ``base3`` or ``float32``; one, or one per layer.
     block : int, optional
-        Elements that share a scale, a multiple of 2560. None: a scale a layer.
+        Elements that share a scale, a multiple of 2560. None: one scale per layer.
     scales : Scales, optional
         Use these instead of the layers' own (scaler sharing): then `x` is read only once.
     layout : Layout, optional
@@ -349,8 +357,8 @@ def encode(
     >>> tk.decode(tk.encode(grad, seed=0, offset=1))
     array([ 0., -1.,  0.,  0.,  0.,  0.], dtype=float32)
     """
-    if path := path_of(x, stream):
-        taken: Packed = path.encode(
+    if path := path_of("encode", x, stream):
+        taken: Packed = path(
             x,
             clip=clip,
             seed=seed,
@@ -370,16 +378,15 @@ def encode(
         layout = _layout_of(bucket, "two_bit" if packing is None else packing, block)
     else:
         if packing is not None or block is not None:
-            raise ValueError(
-                f"{'block' if packing is None else 'packing'}: the layout has it already; give one of the two"
-            )
+            name, value = ("block", block) if packing is None else ("packing", packing)
+            raise ValueError(f"{name}: expected None where a layout is given, got {value!r}")
         _given_layout(layout, bucket)
-    _require_no_counts(layout, "packing")
-    data = _output(adapter, out, (layout.nbytes,), "uint8", bucket.like)
-    seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    queue = adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, data)
     passed = _passed(scales, adapter)
-    adapter.core.encode(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, data, queue)
+    seed, offset = _word(seed, "seed"), _word(offset, "offset")
+    geometry = layout.geometry
+    data = _output(adapter, out, (geometry.nbytes,), "uint8", bucket.like)
+    queue = adapter.queue(bucket.like, geometry, passed is None, bucket.arrays, data)
+    adapter.core.encode(geometry, bucket.arrays, clip, passed, seed, offset, layer, data, queue)
     return Packed(layout, _results(adapter, data, out))
 
 
@@ -422,11 +429,11 @@ def decode(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(packed, stream):
-        return path.decode(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
+    if path := path_of("decode", packed, stream):
+        return path(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
     layout, adapter, data = _one_message(packed)
     if accumulate and out is None:
-        raise ValueError("accumulate: needs out, to add to")
+        raise ValueError("out: expected what accumulate adds to, got None")
     written = _decoded(layout, adapter, data, out, dtype)
     queue = adapter.queue(data, layout.geometry, False, data, written)
     adapter.core.decode(layout.geometry, data, weight, bool(accumulate), written, queue)
@@ -473,8 +480,8 @@ def decode_sum(
     >>> tk.decode_sum(messages, weights=[1 / 4096] * 4096).round(1)
     array([ 0.5, -1. ,  0.3], dtype=float32)
     """
-    if path := path_of(messages, stream):
-        return path.decode_sum(messages, weights=weights, out=out, dtype=dtype, stream=stream)
+    if path := path_of("decode_sum", messages, stream):
+        return path(messages, weights=weights, out=out, dtype=dtype, stream=stream)
     given = _messages(messages)
     factors = _weights(weights, given.number)
     written = _decoded(given.layout, given.adapter, given.like, out, dtype)
@@ -526,21 +533,21 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
     >>> counts.workers, counts.layout.packing, float(counts.scales[0])
     (2, 'counts4', 2.0)
     """
-    if path := path_of(messages, stream):
-        taken: Counts = path.sum_trits(messages, out=out, stream=stream)
+    if path := path_of("sum_trits", messages, stream):
+        taken: Counts = path(messages, out=out, stream=stream)
         return taken
-    given = _messages(messages, Layout.same_cuts)
+    given = _messages(messages, cuts=True)
     each = given.number // len(given.items)
     workers = sum(message.workers if isinstance(message, Counts) else 1 for message in given.items) * each
     if workers > COUNTS["counts16"]:
-        raise ValueError(f"messages: {workers} workers, counts hold {COUNTS['counts16']} at most")
+        raise ValueError(f"messages: expected at most {COUNTS['counts16']} workers together, got {workers}")
     layout = given.layout.with_ternary(counts_for(workers))
-    data = _output(given.adapter, out, (layout.nbytes,), "uint8", given.like)
     arrays = given.data if isinstance(given.data, tuple) else (given.data,)
     summands = [
         (message.layout.geometry, array, message.workers if isinstance(message, Counts) else 1)
         for message, array in zip(given.items, arrays, strict=True)
     ]
+    data = _output(given.adapter, out, (layout.nbytes,), "uint8", given.like)
     queue = given.adapter.queue(given.like, layout.geometry, False, (None,) * given.number, data)
     given.adapter.core.sum_trits(summands, layout.geometry, data, queue)
     return Counts(layout, workers, _results(given.adapter, data, out))
@@ -595,8 +602,8 @@ def repack(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(messages, stream):
-        taken: Packed = path.repack(
+    if path := path_of("repack", messages, stream):
+        taken: Packed = path(
             messages,
             seed=seed,
             offset=offset,
@@ -613,9 +620,9 @@ def repack(
     factors = _weights(weights, given.number)
     adapter = given.adapter
     layout = _repacked(given.layout, packing)
-    data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     passed = _passed(scales, adapter)
     seed, offset = _word(seed, "seed"), _word(offset, "offset")
+    data = _output(adapter, out, (layout.nbytes,), "uint8", given.like)
     queue = adapter.queue(given.like, given.layout.geometry, passed is None, factors, data)
     adapter.core.repack(
         given.layout.geometry, given.data, factors, clip, passed, seed, offset, layer, layout.geometry, data, queue
@@ -628,12 +635,13 @@ def _repacked(layout: Layout, packing: Any) -> Layout:
     if packing is None:
         return layout.with_ternary("two_bit") if layout.counts else layout
     if isinstance(packing, str):
-        _ternary_code(packing)
+        packing_code(packing, offered=TERNARY)
         return layout.with_ternary(packing)
-    wanted = replace(layout, packing=packing)
-    _require_no_counts(wanted, "packing")
+    wanted = replace(layout, packing=_packings(packing, len(layout.shapes), ENCODED))
     if not wanted.same_cuts(layout):
-        raise ValueError("packing: expected 'float32' for the layers that the messages carry as float32, and no others")
+        raise ValueError(
+            "packing: expected 'float32' for the layers that the messages carry as float32, and for no others"
+        )
     return wanted
 
 
@@ -681,17 +689,16 @@ def scales(
     >>> tk.scales(np.array([3.0, -4.0], np.float32), clip=1.0).limit  # the root of (9 + 16) / 2
     array([3.535534], dtype=float32)
     """
-    if path := path_of(x, stream):
-        taken: Scales = path.scales(x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream)
+    if path := path_of("scales", x, stream):
+        taken: Scales = path(x, clip=clip, center=center, block=block, layout=layout, out=out, stream=stream)
         return taken
     bucket = _bucket(x)
     if layout is None:
         layout = _layout_of(bucket, "two_bit", block)
     else:
         if block is not None:
-            raise ValueError("block: the layout has it already; give one of the two")
+            raise ValueError(f"block: expected None where a layout is given, got {block!r}")
         _given_layout(layout, bucket)
-        _require_no_counts(layout, "layout.packing")
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
         raise TypeError(f"out: expected a Scales (scale, limit), got {type(out).__name__}")
     scale_out, limit_out = (None, None) if out is None else out
@@ -739,13 +746,13 @@ def clip(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(x, stream):
-        return path.clip(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
+    if path := path_of("clip", x, stream):
+        return path(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
     bucket = _bucket(x)
     layout = _layout_of(bucket, "two_bit", None)
-    written = _like(bucket, out, bucket.dtype)
-    queue = bucket.adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, written)
     passed = _passed(scales, bucket.adapter)
+    written = _like(bucket, out, bucket.dtype)
+    queue = bucket.adapter.queue(bucket.like, layout.geometry, passed is None, bucket.arrays, written)
     bucket.adapter.core.clip(layout.geometry, bucket.arrays, clip, bool(center), passed, written, queue)
     return _results(bucket.adapter, written, out)
 
@@ -786,22 +793,22 @@ def ternarize(
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(x, stream):
-        taken: tuple[Any, Any] = path.ternarize(
+    if path := path_of("ternarize", x, stream):
+        taken: tuple[Any, Any] = path(
             x, clip=clip, seed=seed, offset=offset, layer=layer, scales=scales, out=out, stream=stream
         )
         return taken
     bucket = _bucket(x)
     adapter = bucket.adapter
     layout = _layout_of(bucket, "two_bit", None)
+    passed = _passed(scales, adapter)
+    seed, offset = _word(seed, "seed"), _word(offset, "offset")
     if out is not None and (not isinstance(out, tuple) or len(out) != 2):
         raise TypeError(f"out: expected a tuple (trits, scale), got {type(out).__name__}")
     trits_out, scale_out = (None, None) if out is None else out
     trits = _like(bucket, trits_out, "int8")
     scale = _output(adapter, scale_out, (layout.groups,), "float32", bucket.like, "out[1]")
-    seed, offset = _word(seed, "seed"), _word(offset, "offset")
-    queue = adapter.queue(bucket.like, layout.geometry, scales is None, bucket.arrays, trits, scale)
-    passed = _passed(scales, adapter)
+    queue = adapter.queue(bucket.like, layout.geometry, passed is None, bucket.arrays, trits, scale)
     adapter.core.ternarize(layout.geometry, bucket.arrays, clip, passed, seed, offset, layer, trits, scale, queue)
     return _results(adapter, trits, trits_out), _results(adapter, scale, scale_out)
 
@@ -837,10 +844,10 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(trits, stream):
-        return path.pack(trits, packing=packing, out=out, stream=stream)
+    if path := path_of("pack", trits, stream):
+        return path(trits, packing=packing, out=out, stream=stream)
     adapter, array = _dense(trits, "trits")
-    code = _ternary_code(packing)
+    code = packing_code(packing, offered=TERNARY)
     payload = _output(adapter, out, (_core.payload_bytes(code, math.prod(array.shape)),), "uint8", array)
     adapter.core.pack(array, code, payload, adapter.queue(array, None, False))
     return _results(adapter, payload, out)
@@ -874,10 +881,10 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     TypeError, ValueError, BufferError
         Naming the argument, what it is and what was expected.
     """
-    if path := path_of(payload, stream):
-        return path.unpack(payload, shape=shape, packing=packing, out=out, stream=stream)
+    if path := path_of("unpack", payload, stream):
+        return path(payload, shape=shape, packing=packing, out=out, stream=stream)
     adapter, array = _dense(payload, "payload")
-    code = _ternary_code(packing)
+    code = packing_code(packing, offered=TERNARY)
     sizes = _shape((shape,) if isinstance(shape, int) else shape, "shape")
     expected = _core.payload_bytes(code, math.prod(sizes))
     given = math.prod(array.shape)
@@ -905,8 +912,8 @@ def validate(packed: Packed | Counts) -> None:
     TypeError
         If `packed` is neither, or its data not uint8.
     """
-    if path := path_of(packed):
-        path.validate(packed)
+    if path := path_of("validate", packed):
+        return path(packed)  # type: ignore[no-any-return]
     layout, adapter, data = _one_message(packed)
     queue = adapter.queue(data, layout.geometry, True, data)
     adapter.core.validate(layout.geometry, data, packed.workers if isinstance(packed, Counts) else 1, queue)

@@ -40,7 +40,7 @@ class _Message:
 
     @property
     def scales(self) -> Any:
-        """The message's scale fields: float32, one a piece. A view where the framework has views.
+        """The message's scale fields: float32, one per piece. A view where the framework has views.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class _Message:
     def _require_one_part(self, name: str) -> None:
         if self.layout.shards > 1 and self.layout.index is None:
             raise ValueError(
-                f"{name}: the message has {self.layout.shards} shards, each with its own; see Layout.shard"
+                f"{name}: expected a message of one shard, got {self.layout.shards} shards; see Layout.shard"
             )
 
 
@@ -86,10 +86,27 @@ class Packed(_Message):
     data : array of uint8, shape (layout.nbytes,)
         The message, laid out as contract section 5 says. Shape (W, layout.nbytes), as an all-gather leaves it,
         stands for W messages.
+
+    Raises
+    ------
+    TypeError
+        If `layout` is not a Layout.
     """
 
     layout: Layout
     data: Any
+
+    def __init__(self, layout: Layout, data: Any) -> None:
+        _require_layout(layout)
+        # Half the time of the __init__ that a frozen dataclass has.
+        fields = self.__dict__
+        fields["layout"] = layout
+        fields["data"] = data
+
+
+def _require_layout(layout: Any) -> None:
+    if not isinstance(layout, Layout):
+        raise TypeError(f"layout: expected a Layout, got {type(layout).__name__}")
 
 
 def counts_for(workers: int) -> str:
@@ -126,15 +143,14 @@ class Counts(_Message):
 
     def __post_init__(self) -> None:
         """Check that workers and packing agree."""
-        if not isinstance(self.layout, Layout):
-            raise TypeError(f"layout: expected a Layout, got {type(self.layout).__name__}")
+        _require_layout(self.layout)
         workers = _whole(self.workers, "workers", 1, COUNTS["counts16"] + 1)
         object.__setattr__(self, "workers", workers)
         expected = counts_for(workers)
         names = (self.layout.packing,) if isinstance(self.layout.packing, str) else self.layout.packing
         for name in names if self.layout.shapes else ():
             if name not in ("float32", expected):
-                raise ValueError(f"layout: expected packing {expected} for {workers} workers, got {name}")
+                raise ValueError(f"layout.packing: expected {expected} for {workers} workers, got {name}")
 
 
 #: What JAX and PyTorch see as pytrees: `data` is the leaf, the fields named here are static.

@@ -98,19 +98,19 @@ def to_bytes(packed: Packed | Counts) -> bytes:
     (336, 1.0)
     """
     if not isinstance(packed, (Packed, Counts)):
-        raise TypeError(f"packed is {type(packed).__name__}, expected Packed or Counts")
+        raise TypeError(f"packed: expected a Packed or a Counts, got {type(packed).__name__}")
     layout = packed.layout
     if layout.index is not None:
         raise ValueError(
-            f"packed.layout is shard {layout.index} of {layout.shards}, expected a whole message: "
-            "one shard alone does not say which elements it holds"
+            f"packed.layout: expected that of a whole message, got shard {layout.index} of {layout.shards}, "
+            "which does not say which elements it holds"
         )
     adapter = adapters.adapter_of(packed.data, "packed.data")
     data = adapter.dense(packed.data, "packed.data")
     shape = tuple(data.shape)
     if shape != (layout.nbytes,):
         raise ValueError(
-            f"packed.data has shape {shape}, expected ({layout.nbytes},): one message of this layout; "
+            f"packed.data: expected one message, shape ({layout.nbytes},), got shape {shape}; "
             "write the messages of a gathered array one by one"
         )
     table = _table(layout)
@@ -172,11 +172,11 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:
     try:
         outer = memoryview(buffer)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"buffer is {type(buffer).__name__}, expected bytes or another buffer") from error
+        raise TypeError(f"buffer: expected bytes or another buffer, got {type(buffer).__name__}") from error
     # Released before returning or raising, so that a traceback kept by the caller does not lock a bytearray.
     with outer:
         if not outer.c_contiguous:
-            raise BufferError(f"buffer has strides {outer.strides}, expected C-contiguous bytes")
+            raise BufferError(f"buffer: expected C-contiguous bytes, got strides {outer.strides}")
         with outer.cast("B") if outer.nbytes else memoryview(b"") as view:
             layout, workers, start = _read_layout(view)
             data = np.empty(layout.nbytes, np.uint8)
@@ -190,13 +190,13 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:
 
 
 def _table(layout: Layout) -> bytes:
-    """One entry a layer, and zeros up to a multiple of 16 bytes."""
+    """One entry per layer, and zeros up to a multiple of 16 bytes."""
     packings = (layout.packing,) * len(layout.shapes) if isinstance(layout.packing, str) else layout.packing
     parts = []
     for number, (shape, packing) in enumerate(zip(layout.shapes, packings, strict=True)):
         if len(shape) > _MAX_DIMENSIONS:
             raise ValueError(
-                f"packed.layout.shapes[{number}] has {len(shape)} dimensions, expected at most {_MAX_DIMENSIONS}"
+                f"packed.layout.shapes[{number}]: expected at most {_MAX_DIMENSIONS} dimensions, got {len(shape)}"
             )
         parts.append(_ENTRY.pack(_PACKINGS[packing], len(shape), bytes(6)))
         parts.append(struct.pack(f"<{len(shape)}Q", *shape))

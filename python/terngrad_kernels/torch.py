@@ -14,11 +14,12 @@ The collectives are torch.distributed's. What each strategy sends, and when it p
 import hashlib
 import json
 import math
+import numbers
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +35,7 @@ from .adapters import torch as _operators  # noqa: F401  (saved programs find th
 from .averaging import WIDEST_CLIP as _WIDEST_CLIP
 from .averaging import ring_bytes as _ring
 from .averaging import travels_as_float32
-from .layout import COUNTS, DTYPES, Layout, dtype_name, packing_code
+from .layout import COUNTS, DTYPES, TERNARY, Layout, _whole, dtype_name, packing_code
 from .packed import Counts, Packed, Scales, counts_for
 
 if not dist.is_available():
@@ -80,12 +81,12 @@ class _Groups:
         between = dist.group.WORLD if between is None else between
         world, rank = dist.get_world_size(between), dist.get_rank(between)
         if rank < 0:
-            raise ValueError("process_group: this rank is not in it")
+            raise ValueError("process_group: expected a group that this rank is in, got one that it is not in")
         if inside is None:
             return cls(between, None, world, rank, 1, 0)
         local_rank = dist.get_rank(inside)
         if local_rank < 0:
-            raise ValueError("local_group: this rank is not in it")
+            raise ValueError("local_group: expected a group that this rank is in, got one that it is not in")
         shared = set(dist.get_process_group_ranks(between)) & set(dist.get_process_group_ranks(inside))
         if len(shared) > 1:
             raise ValueError(
@@ -403,22 +404,20 @@ class TernGradState:
     ) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
-        if packing_code(packing) > 1:
-            raise ValueError(f"packing: expected 'two_bit' or 'base3', got {packing!r}")
+        packing_code(packing, offered=TERNARY)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
         if float32 is not None and not callable(float32):
             raise TypeError(f"float32: expected a function of a parameter, got {type(float32).__name__}")
-        if (strategy == "hierarchical") != (local_group is not None):
-            raise ValueError("local_group: expected one with the strategy 'hierarchical', and with no other")
-        if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-            raise ValueError(f"start_step: expected an int >= 0, got {start_step!r}")
+        _require_local_group(strategy, local_group)
+        start_step = _whole(start_step, "start_step", 0)
+        tk.encode(torch.zeros(1), clip=clip, seed=seed, block=block)  # which says what is wrong with them
         if error_feedback and (clip is None or clip > _WIDEST_CLIP):
             raise ValueError(
                 f"clip: expected at most {_WIDEST_CLIP} with error_feedback, got {clip}: "
                 "what is lost with wider clipping adds up"
             )
-        tk.encode(torch.zeros(1), clip=clip, seed=seed, block=block)  # which says what is wrong with them
+        small = _small_parameters(model)
         self.strategy = strategy
         self.clip = clip
         self.packing = packing
@@ -431,7 +430,7 @@ class TernGradState:
         self.local_group = local_group
         self.overlap = bool(overlap)
         self.step = 0
-        self._small = _small_parameters(model) if model is not None else set()
+        self._small = small
         self._buckets: dict[int | str, _Bucket] = {}
         self._loaded: dict[str, Any] = {}
         self._layers = 0  # of the buckets of this step so far
@@ -447,9 +446,8 @@ class TernGradState:
         model, process_group, local_group
             As when it was made.
         """
-        if (self.strategy == "hierarchical") != (local_group is not None):
-            raise ValueError("local_group: expected one with the strategy 'hierarchical', and with no other")
-        self._small = _small_parameters(model) if model is not None else set()
+        _require_local_group(self.strategy, local_group)
+        self._small = _small_parameters(model)
         self.process_group, self.local_group = process_group, local_group
 
     # ---- checkpoints
@@ -472,8 +470,16 @@ class TernGradState:
         Residuals are those of one rank. Where this is another one now, or ranks or buckets are others, they start
         from zero.
         """
-        step, seed, residuals = int(state["step"]), int(state["seed"]), dict(state["residuals"])
-        self.step, self.seed, self._loaded = step, seed, residuals
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected the dict that state_dict returns, got {type(state).__name__}")
+        missing = [name for name in ("step", "seed", "residuals") if name not in state]
+        if missing:
+            raise ValueError(f"state: expected the dict that state_dict returns, got one without {', '.join(missing)}")
+        residuals = state["residuals"]
+        if not isinstance(residuals, Mapping):
+            raise TypeError(f"state['residuals']: expected a dict, got {type(residuals).__name__}")
+        step, seed = _whole(state["step"], "state['step']", 0), _whole(state["seed"], "state['seed']", -(2**63), 2**64)
+        self.step, self.seed, self._loaded = step, seed, dict(residuals)
         self._buckets.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -565,7 +571,9 @@ class TernGradState:
             groups,
         )
         if self.strategy == "sum" and groups.world > COUNTS["counts16"]:
-            raise ValueError(f"strategy: 'sum' takes at most {COUNTS['counts16']} ranks, the group has {groups.world}")
+            raise ValueError(
+                f"process_group: expected at most {COUNTS['counts16']} ranks for the strategy 'sum', got {groups.world}"
+            )
         shapes: Sequence[tuple[int, ...]] = [(size,) for size in sizes]
         if self.strategy == "hierarchical":
             shapes, packing = _chunk_of(sizes, packing, groups.local_rank, groups.local_world)
@@ -610,6 +618,17 @@ class TernGradState:
         bucket.residual.copy_(loaded["first"])
         if bucket.second_residual is not None:
             bucket.second_residual.copy_(loaded["second"])
+
+
+def _require_local_group(strategy: str, local_group: Any) -> None:
+    if (strategy == "hierarchical") != (local_group is not None):
+        expected = "a group" if strategy == "hierarchical" else "None"
+        raise ValueError(f"local_group: expected {expected} with the strategy {strategy!r}, got {local_group!r}")
+
+
+def _require_state(state: Any) -> None:
+    if not isinstance(state, TernGradState):
+        raise TypeError(f"state: expected a TernGradState, got {type(state).__name__}")
 
 
 def _place(bucket: _Bucket) -> list[Any]:
@@ -855,6 +874,7 @@ def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.future
         At first use, on every rank, if the ranks' options or layers differ: the text names a rank and the difference.
         Where a rank is lost, within the timeout of the group.
     """
+    _require_state(state)
     x = bucket.buffer()
     if bucket.is_last():
         state._all_there = {x.device: _mark(x.device)}
@@ -900,8 +920,9 @@ def all_reduce_mean(tensors: Sequence[torch.Tensor], state: TernGradState, group
     TypeError, RuntimeError
         For tensors that are not of floating point; as `terngrad_hook`.
     """
-    if isinstance(tensors, torch.Tensor):
-        raise TypeError("tensors: expected a list of tensors, got a tensor")
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}")
+    _require_state(state)
     group = state.process_group if group is None else group
     together: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
     for i, tensor in enumerate(tensors):
@@ -948,8 +969,12 @@ def _chunk_of(
     return shapes, tuple(packings)
 
 
-def _small_parameters(model: torch.nn.Module) -> set[int]:
-    """Identities of the weights of embeddings and of the last linear layer, as many as are small together."""
+def _small_parameters(model: torch.nn.Module | None) -> set[int]:
+    """Identities of the weights of embeddings and of the last linear layer, smallest first, while they are small."""
+    if model is None:
+        return set()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     heads = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1:]
     embeddings = [
         module for module in model.modules() if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
@@ -1043,8 +1068,7 @@ def measure_link(group: Any = None, nbytes: int = 1 << 22, rounds: int = 5) -> t
     latency : float
         Seconds of one of the 2 (W - 1) steps of a ring.
     """
-    if nbytes < 8 or rounds < 1:
-        raise ValueError(f"expected nbytes >= 8 and rounds >= 1, got {nbytes} and {rounds}")
+    nbytes, rounds = _whole(nbytes, "nbytes", 8), _whole(rounds, "rounds", 1)
     world = dist.get_world_size(group)
     if world == 1:
         return math.inf, 0.0
@@ -1092,6 +1116,23 @@ def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, floa
     }
 
 
+def _number(value: Any, argument: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _rates(kernel_seconds: Any) -> dict[str, float]:
+    """Return the times that `recommend` was given."""
+    names = ("encode", "decode", "add")
+    if not isinstance(kernel_seconds, Mapping):
+        raise TypeError(f"kernel_seconds: expected a dict of {', '.join(names)}, got {type(kernel_seconds).__name__}")
+    missing = [name for name in names if name not in kernel_seconds]
+    if missing:
+        raise ValueError(f"kernel_seconds: expected {', '.join(names)}, got none for {', '.join(missing)}")
+    return {name: _number(kernel_seconds[name], f"kernel_seconds[{name!r}]") for name in names}
+
+
 def recommend(
     elements: int,
     world_size: int,
@@ -1133,13 +1174,15 @@ def recommend(
     Recommendation
         The fastest strategy, and the seconds predicted for each.
     """
-    if elements < 0 or world_size < 1 or not bandwidth > 0 or not latency >= 0 or not compute_seconds >= 0:
-        raise ValueError(
-            "expected elements >= 0, world_size >= 1, bandwidth > 0, latency >= 0 and compute_seconds >= 0, "
-            f"got {elements}, {world_size}, {bandwidth}, {latency} and {compute_seconds}"
-        )
-    rates = _measure_kernels() if kernel_seconds is None else kernel_seconds
+    elements, world_size = _whole(elements, "elements", 0), _whole(world_size, "world_size", 1)
+    if not _number(bandwidth, "bandwidth") > 0:
+        raise ValueError(f"bandwidth: expected a number > 0, got {bandwidth}")
+    for argument, value in (("latency", latency), ("compute_seconds", compute_seconds)):
+        if not _number(value, argument) >= 0:
+            raise ValueError(f"{argument}: expected a number >= 0, got {value}")
     plain = dtype_name(dtype)
+    packing_code(packing, offered=TERNARY)
+    rates = _measure_kernels() if kernel_seconds is None else _rates(kernel_seconds)
     seconds = {
         strategy: _cost.predict(
             strategy,

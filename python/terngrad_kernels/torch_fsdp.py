@@ -35,6 +35,7 @@ from .torch import (
     _mark,
     _plain,
     _reduce_scatter,
+    _require_state,
     _small_parameters,
     _Timed,
 )
@@ -321,7 +322,7 @@ def apply_terngrad(model: torch.nn.Module, state: TernGradState) -> None:
         Sharded by ``torch.distributed.fsdp.fully_shard``, itself or modules in it. Its embeddings and last linear layer
         are carried as float32 where they are small, as `TernGradState` says of its own `model`.
     state : TernGradState
-        Options and step; one a model. ``float32`` gets the sharded parameters, whose shape is that of the whole.
+        Options and step; one per model. ``float32`` gets the sharded parameters, whose shape is that of the whole.
         ``overlap`` is left to FSDP's streams.
 
     Raises
@@ -331,8 +332,9 @@ def apply_terngrad(model: torch.nn.Module, state: TernGradState) -> None:
     RuntimeError
         If this PyTorch's FSDP has other parts than that of PyTorch 2.13. From the backward pass, as `terngrad_hook`.
     """
-    if not isinstance(state, TernGradState):
-        raise TypeError(f"state: expected a TernGradState, got {type(state).__name__}")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _require_state(state)
     if state.strategy not in STRATEGIES:
         raise ValueError(
             f"state: expected one of the strategies {', '.join(STRATEGIES)}, got {state.strategy!r}: "
@@ -341,11 +343,13 @@ def apply_terngrad(model: torch.nn.Module, state: TernGradState) -> None:
     nodes = state.strategy == "hierarchical"
     if state.error_feedback and not nodes:
         raise ValueError(
-            "state: error_feedback goes with the strategy 'hierarchical' alone: "
-            "with 'gather' each rank would keep what it lost of all parameters, not of its shards"
+            f"state: expected error_feedback=False with the strategy {state.strategy!r}, got True: "
+            "each rank would keep the residuals of all parameters, not only of its shards"
         )
     if state.process_group is not None and not nodes:
-        raise ValueError("state: process_group goes with the strategy 'hierarchical' alone: FSDP has groups of its own")
+        raise ValueError(
+            f"state: expected process_group=None with the strategy {state.strategy!r}, got one: FSDP has its own groups"
+        )
     found = _fsdp_groups(model)
     for name, group in found:
         _require_served(name, group, state)
@@ -378,7 +382,7 @@ def _fsdp_groups(model: torch.nn.Module) -> list[tuple[str, Any]]:
         _require_part(fsdp_state, "_fsdp_param_groups", "FSDPState")
         groups = fsdp_state._fsdp_param_groups
         if len(groups) > 1:
-            raise ValueError(f"model: {name or 'the root'} has {len(groups)} groups of parameters, expected one")
+            raise ValueError(f"model: expected one group of parameters in {name or 'the root'}, got {len(groups)}")
         for group in groups:  # modules that were sharded together have one
             found.setdefault(id(group), (name, group))
     if not found:
@@ -406,13 +410,13 @@ def _require_served(name: str, group: Any, state: TernGradState) -> None:
     mesh = group.mesh_info
     where = name or "the root"
     if not hasattr(mesh, "shard_process_group"):
-        raise ValueError(f"model: {where} is replicated, expected it to be sharded")
+        raise ValueError(f"model: expected {where} to be sharded, got it replicated")
     if state.strategy != "hierarchical":
         return
     if hasattr(mesh, "replicate_process_group"):
         raise ValueError(
-            f"model: {where} is sharded over a mesh of two dimensions, expected one, of the ranks of a node: "
-            "FSDP averages over the other one before anything else can"
+            f"model: expected {where} to be sharded over a mesh of one dimension, the ranks of a node, got two "
+            "dimensions: FSDP averages over the other one first"
         )
     ranks, local = (
         sorted(dist.get_process_group_ranks(each)) for each in (mesh.shard_process_group, state.local_group)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 __all__ = ["Adapter", "adapter_of", "handle_of", "no_queue", "no_stream", "numpy_adapter", "path_of", "queue"]
@@ -108,12 +109,12 @@ def numpy_adapter() -> Adapter:
     return _load("numpy")
 
 
-def path_of(x: Any, stream: Any = None) -> Any:
-    """Return a module (or the like) whose functions take an operation on `x` over, None where it is simply to be run.
+def path_of(operation: str, x: Any, stream: Any = None) -> Callable[..., Any] | None:
+    """Return what takes an operation on `x` over, called with the same arguments; None where it is simply to be run.
 
-    Where a compiler reads along, they record it. Only PyTorch's compilers need that: TorchDynamo reads source, and has
-    to be led away before it comes to caches and compiled objects. Where the caller names a stream, they make it the
-    current one and call again: so everything, allocations and copies too, happens on it.
+    A compiler that reads along gets it recorded. Only PyTorch's need that: TorchDynamo reads source, and has to be led
+    away before it comes to caches and compiled objects. A stream that the caller names is made the current one, and the
+    operation is called again: so everything, allocations and copies too, happens on it.
     """
     # None also while PyTorch is being imported.
     is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
@@ -121,12 +122,13 @@ def path_of(x: Any, stream: Any = None) -> Any:
         from . import torch_recorder
 
         if torch_recorder.is_recorded(x):
-            return torch_recorder
+            recorded: Callable[..., Any] = getattr(torch_recorder, operation)
+            return recorded
     if stream is None:
         return None
-    from . import streams
+    from .streams import on_stream
 
-    return streams
+    return partial(on_stream, operation)
 
 
 def queue(self: Adapter, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:

@@ -48,8 +48,8 @@ def _view(x: Any, argument: str) -> Any:
         if module := sys.modules.get(name):
             return module.from_dlpack(x)
     raise TypeError(
-        f"{argument}: on a CUDA device, and neither CuPy nor PyTorch is loaded, one of which takes a "
-        f"{type(x).__name__} there (cupy.from_dlpack, torch.from_dlpack)"
+        f"{argument}: expected CuPy or PyTorch to be imported, one of which reads arrays on a CUDA device "
+        f"(cupy.from_dlpack, torch.from_dlpack), got a {type(x).__name__} there without them"
     )
 
 

@@ -398,7 +398,7 @@ class _Core:
 
     def validate(self, layout: _core.Layout, data: Any, workers: int, queue: None = None) -> None:
         if _is_traced(data):
-            raise TypeError("packed.data: a traced value, whose bytes are not known yet; call this outside jax.jit")
+            raise TypeError("packed.data: expected known bytes, got a traced value; call validate outside jax.jit")
         _core.validate(layout, np.asarray(data), workers)  # which waits for a GPU
 
 
@@ -426,12 +426,13 @@ class JaxAdapter:
         if _is_traced(x):
             return x
         if x.is_deleted():
-            raise ValueError(f"{argument}: has been deleted or donated")
+            raise ValueError(f"{argument}: expected an array with memory, got one that was deleted or donated")
         if len(x.devices()) > 1:
-            raise ValueError(f"{argument}: lies on {len(x.devices())} devices, expected one")
+            raise ValueError(f"{argument}: expected an array on one device, got one on {len(x.devices())}")
         if _is_xlas(x) and "CUDA" not in _core.xla_handlers():
             raise ValueError(
-                f"{argument}: on a {x.platform()}, but this build of terngrad_kernels has no kernels for it"
+                f"{argument}: expected an array on the CPU, got one on a {x.platform()}, for which this build of "
+                "terngrad_kernels has no kernels"
             )
         return x
 
@@ -455,7 +456,7 @@ class JaxAdapter:
 
     def writable(self, x: Any, argument: str) -> Any:
         """No JAX array is."""
-        raise TypeError(f"{argument}: JAX arrays are immutable; leave {argument} out")
+        raise TypeError(f"{argument}: expected None, got a JAX array, which is immutable")
 
     def as_float32(self, x: Any) -> Any:
         """Return a copy: JAX has no views."""

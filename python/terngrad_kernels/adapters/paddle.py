@@ -28,7 +28,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def _require_memory(x: Any, argument: str) -> None:
     """Refuse what has none, or not as one array."""
     if not isinstance(x, paddle.Tensor):
-        raise TypeError(f"{argument}: a symbolic value of a static graph; terngrad_kernels works on eager tensors")
+        raise TypeError(f"{argument}: expected an eager tensor, got a symbolic value of a static graph")
     if not x.is_dense() or x.is_dist():
         kind = "distributed" if x.is_dist() else "sparse"
         raise TypeError(f"{argument}: expected a dense tensor, got one that is {kind}")

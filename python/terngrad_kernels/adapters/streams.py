@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,9 @@ def _arrays(x: Any) -> Iterator[Any]:
         yield x.data if isinstance(x, (Packed, Counts)) else x
 
 
-def _run(operation: Callable[..., Any], x: Any, *, stream: Any, **arguments: Any) -> Any:
-    call = partial(operation, x, **arguments)
+def on_stream(operation: str, x: Any, *, stream: Any, **arguments: Any) -> Any:
+    """Call an operation, by its name, with the caller's stream as the current one of the device of `x`."""
+    call = partial(getattr(operations, operation), x, **arguments)
     like = next(_arrays(x), None)
     if like is None:  # an empty list is NumPy's
         raise no_stream()
@@ -32,9 +33,3 @@ def _run(operation: Callable[..., Any], x: Any, *, stream: Any, **arguments: Any
     arrays = [*_arrays(x), *_arrays(list(arguments.values()))]
     with adapter.on_stream(like, stream, arrays):
         return call()
-
-
-def __getattr__(name: str) -> Any:
-    if name not in operations.__all__:
-        raise AttributeError(name)
-    return partial(_run, getattr(operations, name))

@@ -29,13 +29,13 @@ class TensorFlowAdapter:
             x = x.read_value()
         if not hasattr(x, "numpy"):
             raise TypeError(
-                f"{argument}: a symbolic tensor of a tf.function; terngrad_kernels works on eager tensors "
-                "(call it outside, or through tf.py_function)"
+                f"{argument}: expected an eager tensor, got a symbolic one of a tf.function "
+                "(call terngrad_kernels outside it, or through tf.py_function)"
             )
         if "GPU" in x.device:
             raise TypeError(
-                f"{argument}: on {x.device}, whose streams TensorFlow does not show; "
-                f"pass cupy.from_dlpack(tf.experimental.dlpack.to_dlpack(x)), or a copy on the host"
+                f"{argument}: expected a tensor on the CPU, got one on {x.device}, whose streams TensorFlow does not "
+                "show; pass cupy.from_dlpack(tf.experimental.dlpack.to_dlpack(x)), or a copy on the host"
             )
         return x
 
@@ -65,7 +65,7 @@ class TensorFlowAdapter:
 
     def writable(self, x: Any, argument: str) -> Any:
         """No tensor is, and a variable's memory may be shared with tensors that were read from it."""
-        raise TypeError(f"{argument}: TensorFlow's tensors are immutable; leave {argument} out")
+        raise TypeError(f"{argument}: expected None, got a TensorFlow tensor, which is immutable")
 
     def as_float32(self, x: Any) -> Any:
         """Return a copy: TensorFlow has no views."""

@@ -25,6 +25,8 @@ _DTYPES = {
     "uint8": torch.uint8,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# By names of their own, since each call looks them up several times.
+_Tensor, _strided, _empty = torch.Tensor, torch.strided, torch.empty
 
 
 def _current_stream(device: int) -> int:
@@ -37,10 +39,10 @@ _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 def _require_memory(x: Any, argument: str) -> None:
     """Refuse what has none, or not as one array; `_core` refuses what is found to have none when it is asked for it."""
-    if x.layout is not torch.strided or x.is_nested:
+    if x.layout is not _strided or x.is_nested:
         kind = "nested" if x.is_nested else f"of layout {x.layout}"
         raise TypeError(f"{argument}: expected a strided tensor, got one that is {kind}")
-    if type(x) is not torch.Tensor and hasattr(x, "fake_mode"):  # whose memory PyTorch warns of being asked for
+    if type(x) is not _Tensor and hasattr(x, "fake_mode"):  # whose memory PyTorch warns of being asked for
         raise TypeError(f"{argument}: expected a tensor with memory of its own, got a {type(x).__name__}")
 
 
@@ -53,7 +55,7 @@ class TorchAdapter:
 
     def accepts(self, x: Any) -> bool:
         """All tensors; those without memory of their own are refused when it is looked for."""
-        return isinstance(x, torch.Tensor)
+        return isinstance(x, _Tensor)
 
     def dtype(self, x: Any) -> str:
         """The name without "torch."."""
@@ -96,7 +98,7 @@ class TorchAdapter:
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
         """Return an uninitialised tensor."""
-        return torch.empty(shape, dtype=_DTYPES[dtype], device=like.device)
+        return _empty(shape, dtype=_DTYPES[dtype], device=like.device)
 
     def result(self, written: Any) -> Any:
         """Return the tensor itself."""

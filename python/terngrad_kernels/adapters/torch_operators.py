@@ -187,7 +187,7 @@ def _run_decode_sum_out(
 
 
 def _summed(sizes: Any, packings: Any, block: Any, shards: int, index: Any, workers: Any) -> list[Layout]:
-    """Return the layouts of several messages, whose packings come one after the other, one a layer."""
+    """Return the layouts of several messages, whose packings come one after the other, one per layer."""
     each = len(packings) // len(workers)
     return [
         _layout(sizes, packings[i * each : (i + 1) * each] or ["two_bit"], block, shards, index)

@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .. import operations
-from ..layout import COUNTS, DTYPES, Layout, dtype_name
+from ..layout import COUNTS, DTYPES, ENCODED, TERNARY, Layout, _packings, _require_alike, dtype_name, packing_code
 from ..packed import Counts, Packed, Scales, counts_for
 from .torch import adapter
 
@@ -52,9 +52,13 @@ def is_recorded(x: Any) -> bool:
     return isinstance(first, (FakeTensor, FunctionalTensor))
 
 
-def _made(shapes: Any, dtype: str, packing: Any, block: Any, shards: int, form: str, index: int | None) -> Layout | str:
+def _made(
+    shapes: Any, dtype: str, packing: Any, block: Any, shards: int, form: str, index: int | None, encoded: bool
+) -> Layout | str:
     """Return a layout, or the text of an error: a compiler shows only what its program raises itself."""
     try:
+        if encoded:
+            packing = _packings(packing, len(shapes), ENCODED)
         return Layout(shapes, dtype, packing, block, shards, form, index)
     except (TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
@@ -112,19 +116,27 @@ def _layout_for(
     """Return the layout of what was passed in, or the given one."""
     if layout is not None:
         if packing is not None or block is not None:
-            name = "block" if packing is None else "packing"
-            raise ValueError(f"{name}: the layout has it already; give one of the two")
+            name, value = ("block", block) if packing is None else ("packing", packing)
+            raise ValueError(f"{name}: expected None where a layout is given, got {value!r}")
         return operations._given_layout(layout, operations._Bucket(adapter, (), None, shapes, dtype, form))
-    return _layout(shapes, dtype, "two_bit" if packing is None else packing, block, form)
+    return _layout(shapes, dtype, "two_bit" if packing is None else packing, block, form, encoded=True)
 
 
 def _layout(
-    shapes: Any, dtype: str, packing: Any, block: Any, form: str, shards: int = 1, index: int | None = None
+    shapes: Any,
+    dtype: str,
+    packing: Any,
+    block: Any,
+    form: str,
+    shards: int = 1,
+    index: int | None = None,
+    *,
+    encoded: bool = False,
 ) -> Layout:
-    """Return a layout that is a constant of the program."""
+    """Return a layout that is a constant of the program; `encoded`: of what `encode` can make."""
     if isinstance(packing, list):
         packing = tuple(packing)
-    made: Layout | str = _constant_layout(shapes, dtype, packing, block, shards, form, index)
+    made: Layout | str = _constant_layout(shapes, dtype, packing, block, shards, form, index, encoded)
     if isinstance(made, str):
         kind, _, text = made.partition(": ")
         raise TypeError(text) if kind == "TypeError" else ValueError(text)
@@ -142,11 +154,6 @@ def _with_ternary(layout: Layout, packing: str) -> Any:
     if isinstance(layout.packing, str):
         return layout.packing if layout.packing == "float32" else packing
     return tuple([name if name == "float32" else packing for name in layout.packing])
-
-
-def _cuts(layout: Layout) -> tuple[Any, ...]:
-    """Return what layouts agree in that cut the same layers into the same pieces."""
-    return layout.shapes, _with_ternary(layout, "two_bit"), layout.block, layout.shards, layout.index
 
 
 def _no_stream(stream: Any) -> None:
@@ -277,7 +284,7 @@ def decode(packed: Any, *, out: Any, dtype: Any, weight: Any, accumulate: Any, s
     if data.ndim != 1:
         raise ValueError(f"packed.data: expected one message, got shape {tuple(data.shape)}")
     if accumulate and out is None:
-        raise ValueError("accumulate: needs out, to add to")
+        raise ValueError("out: expected what accumulate adds to, got None")
     if out is None:
         return _decoded(_operators.decode(data, *_fields(layout), weight, _decoded_dtype(layout, dtype)), layout)
     targets = _outputs(layout, out, dtype)
@@ -301,10 +308,9 @@ def _messages(messages: Any) -> tuple[list[Any], list[Any]]:
     return list(messages), [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _require_same(items: list[Any]) -> None:
+def _require_same(items: list[Any], *, cuts: bool = False) -> None:
     for i, message in enumerate(items):
-        if not Layout.same_message(message.layout, items[0].layout):
-            raise ValueError(f"messages[{i}]: its layout is another one than that of messages[0]")
+        _require_alike(message.layout, items[0].layout, f"messages[{i}].layout", "messages[0]", cuts=cuts)
 
 
 def decode_sum(messages: Any, *, weights: Any, out: Any, dtype: Any, stream: Any) -> Any:
@@ -329,16 +335,15 @@ def sum_trits(messages: Any, *, out: Any, stream: Any) -> Counts:
     layout = items[0].layout
     packings: list[str] = []
     workers: list[int] = []
-    for i, message in enumerate(items):
-        if _cuts(message.layout) != _cuts(layout):
-            raise ValueError(f"messages[{i}]: its layout is another one than that of messages[0]")
+    _require_same(items, cuts=True)
+    for message in items:
         names = message.layout.packing
         packings += [names] * len(layout.shapes) if isinstance(names, str) else list(names)
         workers.append(operator.index(message.workers) if isinstance(message, Counts) else 0)
     rows = operator.index(data[0].shape[0]) if data[0].ndim == 2 else 1
     total = rows * sum([count or 1 for count in workers])
     if total > COUNTS["counts16"]:
-        raise ValueError(f"messages: {total} workers, counts hold {COUNTS['counts16']} at most")
+        raise ValueError(f"messages: expected at most {COUNTS['counts16']} workers together, got {total}")
     sizes, _, *cuts = _fields(layout)
     summed = _operators.sum_trits(data, sizes, packings, *cuts, workers)
     return Counts(_repacked(layout, _with_ternary(layout, counts_for(total))), total, _written(summed, out))
@@ -365,7 +370,7 @@ def repack(
     if packing is None:
         packing = _with_ternary(layout, "two_bit") if isinstance(items[0], Counts) else layout.packing
     elif isinstance(packing, str):
-        operations._ternary_code(packing)
+        packing_code(packing, offered=TERNARY)
         packing = _with_ternary(layout, packing)
     made = _repacked(layout, packing)
     factors = None if weights is None else list(weights)
@@ -411,14 +416,14 @@ def ternarize(
 def pack(trits: Any, *, packing: Any, out: Any, stream: Any) -> Any:
     """Record `terngrad_kernels.pack`."""
     _no_stream(stream)
-    operations._ternary_code(packing)
+    packing_code(packing, offered=TERNARY)
     return _written(_operators.pack(_tensor(trits, "trits"), packing), out)
 
 
 def unpack(payload: Any, *, shape: Any, packing: Any, out: Any, stream: Any) -> Any:
     """Record `terngrad_kernels.unpack`."""
     _no_stream(stream)
-    operations._ternary_code(packing)
+    packing_code(packing, offered=TERNARY)
     sizes = _shape((shape,) if isinstance(shape, int) else shape)
     trits = _operators.unpack(_tensor(payload, "payload"), math.prod(sizes), packing)
     return _written(trits.view(sizes), out)
@@ -426,4 +431,4 @@ def unpack(payload: Any, *, shape: Any, packing: Any, out: Any, stream: Any) -> 
 
 def validate(packed: Any) -> None:
     """Refuse: what it raises depends on the data, which a compiled function does not wait for."""
-    raise TypeError("packed: validate looks at the data, and cannot be part of a compiled function")
+    raise TypeError("packed: expected a message outside compiled functions, got one inside: validate looks at its data")

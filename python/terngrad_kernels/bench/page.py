@@ -315,7 +315,7 @@ PLOTS: tuple[tuple[str, str, str, Callable[[Result], Any]], ...] = (
         "dotted: the bound, measured in turn.",
         sizes,
     ),
-    ("models", "Networks", "All layers in one call, a scale a layer.", models),
+    ("models", "Networks", "All layers in one call, one scale per layer.", models),
     ("layers", "Layers", "The same elements, shared out to one layer and to thousands in one call.", layers),
     ("threads", "Threads", "The same work shared out; memory is shared too.", threads),
     (

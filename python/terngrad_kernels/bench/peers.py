@@ -45,7 +45,7 @@ class Drawing(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """Another implementation: where it works, modules that it needs, bits an element that it makes, how it differs."""
+    """Another implementation: where it works, modules that it needs, bits per element that it makes, how it differs."""
 
     name: str
     devices: tuple[str, ...]

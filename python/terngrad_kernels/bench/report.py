@@ -134,7 +134,7 @@ def tables(result: Result) -> list[Table]:
     add(
         "models",
         "Networks, all layers in one call",
-        "float32, a scale a layer.",
+        "float32, one scale per layer.",
         ("network", "layers", "elements", "operation", "threads"),
         lambda row: (
             row["model"],

@@ -41,7 +41,7 @@ class TernGradCompressor:
     tensors_size_are_same : bool, default True
         That the workers' compressed tensors have the same sizes, which they have: communicators look at it.
     packed : bool, default False
-        False: as GRACE's own, codes are int8, a quarter of the bytes. True: one message with 2 bits a code, a
+        False: as GRACE's own, codes are int8, a quarter of the bytes. True: one message with 2 bits per code, a
         sixteenth, for communicators that only move bytes (Allgather, Broadcast). Allreduce adds codes and AllToAll
         cuts them: False.
     clip : float > 0 or None, default 2.5
@@ -108,7 +108,9 @@ class TernGradCompressor:
         if dtype not in DTYPES:
             raise TypeError(f"tensor: expected {', '.join(DTYPES)}, got {adapter.name} {dtype}")
         if is_traced(x):
-            raise TypeError("tensor: a traced value; what is drawn while tracing would be the same in every run")
+            raise TypeError(
+                "tensor: expected known values, got traced ones, whose draws would be the same in every run"
+            )
         _join(adapter.name)
         seed, offset, layer = self._draws.next(str(name))
         own = operations.scales(x, clip=self.clip, center=True)
@@ -140,8 +142,10 @@ class TernGradCompressor:
         """
         shape = _shape(ctx, "ctx")
         expected = ("one message",) if self.packed else ("codes", "scalar")
-        if not isinstance(tensors, Iterable) or len(tensors) != len(expected):
-            got = f"{len(tensors)} tensors" if isinstance(tensors, (tuple, list)) else type(tensors).__name__
+        if not isinstance(tensors, (tuple, list)):
+            raise TypeError(f"tensors: expected ({', '.join(expected)}), got {type(tensors).__name__}")
+        if len(tensors) != len(expected):
+            got = f"{len(tensors)} tensors"
             raise ValueError(f"tensors: expected ({', '.join(expected)}), got {got}")
         adapter, x = array_of(tensors[0], "tensors[0]")
         given = math.prod(x.shape)

@@ -466,7 +466,7 @@ def average_gradients2(tower_grads: Sequence[Iterable[Pair]]) -> list[list[Pair]
     Returns
     -------
     list of lists of (gradient, variable)
-        One list a worker. The gradients are the same arrays in all of them.
+        One list per worker. The gradients are the same arrays in all of them.
     """
     towers = _towers(tower_grads)
     means = [mean for mean, _ in _averaged(towers)]
@@ -530,7 +530,9 @@ def _per_layer(
     for values, called in zip(zip(*towers, strict=True), zip(*names, strict=True), strict=True):
         missing = [value is None for value in values]
         if any(missing) and not all(missing):
-            raise ValueError(f"{called[missing.index(True)]}: None, and {called[missing.index(False)]} is not")
+            raise ValueError(
+                f"{called[missing.index(True)]}: expected an array as {called[missing.index(False)]} is, got None"
+            )
         results.append(None if missing[0] else join(list(values), list(called)))
     return results
 
@@ -579,7 +581,7 @@ def _by_kind(grads_and_vars: Iterable[Pair], work: Callable[[_Kind], Sequence[An
 
 
 def _passed(kind: _Kind, values: Sequence[Any], argument: str) -> Any:
-    """Return what is passed for these layers, as the kernels take it: float32, one a layer."""
+    """Return what is passed for these layers, as the kernels take it: float32, one per layer."""
     return scalars([values[i] for i in kind.at], [f"{argument}[{i}]" for i in kind.at], kind.adapter, kind.layers[0])
 
 
@@ -603,15 +605,15 @@ def _split(pairs: Any, argument: str) -> tuple[list[Any], list[Any]]:
 
 
 def _as_many(values: Any, expected: int | None, argument: str) -> list[Any]:
-    """Return the values of a list of one a layer, or (expected = None) of one or more a worker."""
+    """Return the values of a list of one per layer, or (expected = None) of one or more per worker."""
     if not isinstance(values, Iterable):
-        what = "one a worker" if expected is None else "one a layer"
+        what = "one per worker" if expected is None else "one per layer"
         raise TypeError(f"{argument}: expected a sequence of {what}, got {type(values).__name__}")
     many = list(values)
     if expected is None and not many:
         raise ValueError(f"{argument}: expected at least one worker's, got none")
     if expected is not None and len(many) != expected:
-        raise ValueError(f"{argument}: expected {expected}, one a layer, got {len(many)}")
+        raise ValueError(f"{argument}: expected {expected}, one per layer, got {len(many)}")
     return many
 
 

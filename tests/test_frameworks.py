@@ -134,7 +134,7 @@ def assert_errors(framework: Framework, x: Any, values: Array, dtype: str) -> No
     packed = tk.encode(x)
     bad: list[tuple[Any, type[Exception], str]] = [
         (foreign, TypeError, f"expected a {name} array as the input is, got a {other} array"),
-        ("text", TypeError, "expected an array that speaks DLPack, got builtins.str"),
+        ("text", TypeError, "expected an array that supports DLPack, got builtins.str"),
     ]
     if not framework.immutable:
         bad += [
@@ -461,7 +461,7 @@ def test_tensorflow_graphs(tf: Any) -> None:
 def test_tensorflow_values_that_are_not_dense(tf: Any) -> None:
     slices = tf.IndexedSlices(tf.ones((2, 3)), tf.constant([0, 1]))
     for value in (slices, tf.sparse.from_dense([1.0, 0.0]), tf.ragged.constant([[1.0], []])):
-        with pytest.raises(TypeError, match=r"^x: expected an array that speaks DLPack, got tensorflow\."):
+        with pytest.raises(TypeError, match=r"^x: expected an array that supports DLPack, got tensorflow\."):
             tk.encode(value)
     with pytest.raises(TypeError, match=r"^x: expected float32, .*, got tensorflow string"):
         tk.encode(tf.constant(["text"]))

@@ -613,11 +613,19 @@ BOGUS = 0xDEAD0000  # an address that faults if it is looked at
 @pytest.mark.parametrize(
     ("fields", "error", "text"),
     [
-        ({"name": b"dltensor_"}, BufferError, "returned no usable capsule"),
-        ({"name": b"used_dltensor_versioned"}, BufferError, "returned no usable capsule"),
-        ({"name": b"used_dltensor", "legacy": True}, BufferError, "returned no usable capsule"),
-        ({"major": 2, "address": BOGUS}, BufferError, "DLPack version 2 is not supported"),
-        ({"major": 0, "address": BOGUS}, BufferError, "DLPack version 0 is not supported"),
+        ({"name": b"dltensor_"}, BufferError, "expected an unused DLPack capsule from __dlpack__ of .*, got none"),
+        (
+            {"name": b"used_dltensor_versioned"},
+            BufferError,
+            "expected an unused DLPack capsule from __dlpack__ of .*, got none",
+        ),
+        (
+            {"name": b"used_dltensor", "legacy": True},
+            BufferError,
+            "expected an unused DLPack capsule from __dlpack__ of .*, got none",
+        ),
+        ({"major": 2, "address": BOGUS}, BufferError, "expected DLPack version 1, got version 2"),
+        ({"major": 0, "address": BOGUS}, BufferError, "expected DLPack version 1, got version 0"),
         ({"device_type": 2, "address": BOGUS}, ValueError, "DLPack device type 2"),
         ({"device_type": 10, "address": BOGUS, "legacy": True}, ValueError, "DLPack device type 10"),
         ({"address": 0}, TypeError, "no memory"),
@@ -627,8 +635,8 @@ BOGUS = 0xDEAD0000  # an address that faults if it is looked at
         ({"strides": (0,), "address": BOGUS}, ValueError, "expected a dense row-major array"),
         ({"shape": (3, 3), "strides": (1, 3), "address": BOGUS}, ValueError, "expected a dense row-major array"),
         ({"shape": (3, 3), "strides": (6, 1), "address": BOGUS, "legacy": True}, ValueError, "row-major"),
-        ({"given": 5}, BufferError, "returned no usable capsule"),
-        ({"given": "text"}, BufferError, "returned no usable capsule"),
+        ({"given": 5}, BufferError, "expected an unused DLPack capsule from __dlpack__ of .*, got none"),
+        ({"given": "text"}, BufferError, "expected an unused DLPack capsule from __dlpack__ of .*, got none"),
         ({"given": ValueError("mine")}, ValueError, "mine"),
         ({"given": TypeError("mine")}, TypeError, "mine"),
         ({"given": RuntimeError("mine")}, RuntimeError, "mine"),
@@ -656,7 +664,7 @@ def test_a_capsule_that_is_given_twice() -> None:
     capsule = once.__dlpack__()
     again = Producer(TRITS, given=capsule)
     assert_same(packed_trits(again), PAYLOAD)
-    with pytest.raises(BufferError, match="returned no usable capsule"):
+    with pytest.raises(BufferError, match=r"expected an unused DLPack capsule from __dlpack__ of .*, got none"):
         packed_trits(again)
     assert once.deleted == 1
 
@@ -711,7 +719,7 @@ def test_a_buffer_that_no_one_takes_over_frees_itself() -> None:
     for shape, text in (([-1], "expected sizes >= 0"), ([2**20, 2**20], r"more than 2\*\*36 elements")):
         with pytest.raises(ValueError, match=text):
             _core.Buffer(shape, "float32")
-    with pytest.raises(ValueError, match="dtype: 'complex64' is not supported"):
+    with pytest.raises(ValueError, match=r"^dtype: expected float32, .* or uint32, got 'complex64'$"):
         _core.Buffer([3], "complex64")
 
 

@@ -36,6 +36,8 @@ constexpr DTypeCode kCodes[] = {
     {kDLInt, 64, Element::int64},     {kDLUInt, 32, Element::uint32},
 };
 
+constexpr const char* kKnownTypes = "float32, float16, bfloat16, float64, int8, uint8, int64 or uint32";
+
 bool is_row_major(int64_t dimensions, const int64_t* shape, const int64_t* strides, int64_t unit) {
   if (strides == nullptr) return true;
   int64_t expected = unit;
@@ -90,7 +92,7 @@ Element numpy_element(const py::dtype& dtype, const Array& array) {
     if (dtype.kind() == 'i' && dtype.itemsize() == 8) return Element::int64;
     if (dtype.kind() == 'u' && dtype.itemsize() == 4) return Element::uint32;
   }
-  throw TypeError(array.name() + ": an array of dtype " + text_of(dtype) + " is not supported");
+  throw TypeError(array.name() + ": expected " + kKnownTypes + ", got " + text_of(dtype));
 }
 
 const DTypeCode* code_of(const DLDataType& dtype) {
@@ -101,8 +103,9 @@ const DTypeCode* code_of(const DLDataType& dtype) {
 }
 
 TypeError unsupported(const DLDataType& dtype, const Array& array) {
-  return TypeError(array.name() + ": DLPack type (code " + std::to_string(dtype.code) + ", " +
-                   std::to_string(dtype.bits) + " bits, " + std::to_string(dtype.lanes) + " lanes) is not supported");
+  return TypeError(array.name() + ": expected " + kKnownTypes + ", got DLPack type (code " +
+                   std::to_string(dtype.code) + ", " + std::to_string(dtype.bits) + " bits, " +
+                   std::to_string(dtype.lanes) + " lanes)");
 }
 
 bool is_cuda(int64_t device_type) { return device_type == kDLCUDA || device_type == kDLCUDAManaged; }
@@ -113,12 +116,13 @@ void take_memory(const DLTensor& tensor, Array* array) {
   if (is_cuda(tensor.device.device_type) && cuda::is_built()) {
     array->device = tensor.device.device_id;
   } else if (!host) {
-    throw ValueError(array->name() + ": on DLPack device type " + std::to_string(tensor.device.device_type) +
-                     ", but this build of terngrad_kernels runs on the CPU only");
+    throw ValueError(array->name() + ": expected an array on the CPU" +
+                     (cuda::is_built() ? " or a CUDA device" : ", since this build of terngrad_kernels has no CUDA") +
+                     ", got one on DLPack device type " + std::to_string(tensor.device.device_type));
   }
   array->size = elements_of(tensor.ndim, tensor.shape);
   if (tensor.data == nullptr && array->size > 0) {
-    throw TypeError(array->name() + ": has no memory behind it (a fake, meta or wrapper tensor)");
+    throw TypeError(array->name() + ": expected an array with memory, got a fake, meta or wrapper tensor");
   }
   array->data = static_cast<unsigned char*>(tensor.data) + tensor.byte_offset;
 }
@@ -158,8 +162,8 @@ class TakenTensor {
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
       auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
       if (managed->version.major != DLPACK_MAJOR_VERSION) {
-        throw BufferError(array.name() + ": DLPack version " + std::to_string(managed->version.major) +
-                          " is not supported");
+        throw BufferError(array.name() + ": expected DLPack version " + std::to_string(DLPACK_MAJOR_VERSION) +
+                          ", got version " + std::to_string(managed->version.major));
       }
       PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
       versioned_ = managed;
@@ -168,7 +172,8 @@ class TakenTensor {
       PyCapsule_SetName(capsule.ptr(), "used_dltensor");
       legacy_ = managed;
     } else {
-      throw BufferError(array.name() + ": __dlpack__ of " + type_name(object) + " returned no usable capsule");
+      throw BufferError(array.name() + ": expected an unused DLPack capsule from __dlpack__ of " + type_name(object) +
+                        ", got none");
     }
   }
   TakenTensor(const TakenTensor&) = delete;
@@ -219,8 +224,8 @@ void HeldArray::take_numpy(const py::array& object) {
 }
 
 bool HeldArray::take_exchanged(py::handle object) {
-  const auto type = py::type::handle_of(object);
-  const py::object capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+  static PyObject* const name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");  // looked up in every call
+  const py::object capsule = py::getattr(py::type::handle_of(object), name, py::none());
   if (capsule.is_none()) return false;
   const auto* header =
       static_cast<const DLPackExchangeAPIHeader*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -231,7 +236,7 @@ bool HeldArray::take_exchanged(py::handle object) {
   DLTensor tensor{};
   if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) {
     PyErr_Clear();
-    throw TypeError(array.name() + ": " + type_name(object) + " has no dense memory of its own");
+    throw TypeError(array.name() + ": expected an array with dense memory of its own, got a " + type_name(object));
   }
   take_tensor(tensor, &array);
   array.writable = true;
@@ -354,7 +359,7 @@ class Buffer {
         known = true;
       }
     }
-    if (!known) throw ValueError("dtype: '" + dtype + "' is not supported");
+    if (!known) throw ValueError(std::string("dtype: expected ") + kKnownTypes + ", got '" + dtype + "'");
     view_.strides.resize(view_.shape.size());
     int64_t stride = 1;
     for (size_t i = view_.shape.size(); i-- > 0;) {

@@ -400,8 +400,33 @@ void define_cuda(py::module_& m) {
   });
 }
 
+constexpr const char* kGetNumThreads = R"(Return the number of threads that one call may use.
+
+Returns
+-------
+int
+    That of the last `set_num_threads`; before it TERNGRAD_KERNELS_NUM_THREADS, or else the number of processors that
+    this process may use.
+)";
+
+constexpr const char* kSetNumThreads = R"(Limit the number of threads that one call may use, in this process.
+
+Parameters
+----------
+n : int
+    Number of threads, 1 to 1024.
+
+Raises
+------
+TypeError
+    If `n` is not an int.
+ValueError
+    If `n` is not in that range.
+)";
+
 void define_errors(py::module_& m) {
-  py::register_exception<CorruptError>(m, "CorruptMessage", PyExc_ValueError);
+  py::register_exception<CorruptError>(m, "CorruptMessage", PyExc_ValueError).doc() =
+      "A message is damaged: its bytes are not ones that this package writes. The text says where.";
   py::register_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
@@ -435,8 +460,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("built_isas", &built_isas);
   m.def("isa", &selected_isa);
   m.def("set_isa", &select_isa);
-  m.def("get_num_threads", &get_num_threads);
-  m.def("set_num_threads", [](py::handle n) { set_num_threads(whole_of(n, "n")); }, py::arg("n"));
+  m.def("get_num_threads", &get_num_threads, kGetNumThreads);
+  m.def("set_num_threads", [](py::handle n) { set_num_threads(whole_of(n, "n")); }, py::arg("n"), kSetNumThreads);
   define_cuda(m);
   m.attr("COMPILER") = TERNGRAD_COMPILER;
   m.attr("VERSION") = TERNGRAD_VERSION;

@@ -107,7 +107,7 @@ Element element_of(xla::DataType type, const char* argument) {
     case xla::DataType::float64: return Element::float64;
     case xla::DataType::bfloat16: return Element::bfloat16;
   }
-  throw TypeError(std::string(argument) + ": a type that is not supported");
+  throw TypeError(std::string(argument) + ": expected a type that terngrad_kernels reads, got another one");
 }
 
 // Throws what XLA says went wrong.

@@ -4,7 +4,7 @@
 
     import terngrad_kernels as tk
 
-    packed = tk.encode(grad, seed=rank, offset=step)   # NumPy, PyTorch, JAX
+    packed = tk.encode(grad, seed=rank, offset=step)   # NumPy, PyTorch, JAX, CuPy, TensorFlow, Paddle
     packed.data                                        # one uint8 array: send it with any collective
     grad_hat = tk.decode(packed)                       # E[grad_hat] = clipped grad
     mean = tk.decode_sum(from_all_workers, weights=[1 / n] * n)

@@ -1,4 +1,4 @@
-"""What this build is and what it runs on."""
+"""Facts about this build and the machine that it runs on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_info() -> dict[str, Any]:
     -------
     dict
         version, compiler, instruction_sets (built), instruction_sets_here (those that run here), instruction_set (in
-        use), cuda (toolkit, architectures, driver and what is wrong with it; None in a build without), devices (seen),
+        use), cuda (toolkit, architectures, driver and its error; None in a build without CUDA), devices (found),
         threads, wire_format_version, python and numpy.
     """
     cuda = _core.cuda_info()
@@ -65,7 +65,7 @@ def get_include() -> str:
     Returns
     -------
     str
-        A folder for the compiler's ``-I``.
+        Folder to pass to the compiler by ``-I``.
     """
     return _installed("include")
 
@@ -76,7 +76,7 @@ def get_library() -> str:
     Returns
     -------
     str
-        The file, to link with or to load; programs that link with it by path need its folder as their rpath.
+        Path of the file to link with or to load. Programs that link with it by path need its folder in their rpath.
     """
     return _installed("libterngrad_kernels.so")
 
@@ -87,6 +87,7 @@ def get_cmake_dir() -> str:
     Returns
     -------
     str
-        A folder for ``-Dterngrad_kernels_DIR=``, with which ``find_package(terngrad_kernels CONFIG)`` finds it.
+        Folder to pass by ``-Dterngrad_kernels_DIR=``, so that ``find_package(terngrad_kernels CONFIG)`` finds the
+        package.
     """
     return _installed("cmake")

@@ -1,4 +1,4 @@
-"""Averaging of gradients over JAX's devices that sends 16 times fewer bytes: a function, and a gradient transformation.
+"""Averaging of gradients over JAX's devices that sends 16 times fewer bytes: a function and a gradient transformation.
 
 ::
 
@@ -6,9 +6,9 @@
 
     optimizer = optax.chain(terngrad("workers", seed=1), optax.adam(1e-3))
 
-Both are called where the gradients of one device are at hand: under `jax.shard_map` or `jax.pmap`, or under `jax.vmap`
-with an ``axis_name``, which plays several devices on one. The collectives are `jax.lax`'s. What each strategy sends is
-in ``docs/distributed.md``, what is JAX's own in ``docs/jax.md``. optax is not needed.
+Both are called with the gradients of one device: under `jax.shard_map` or `jax.pmap`, or under `jax.vmap` with an
+``axis_name``, which simulates several devices on one. The collectives are those of `jax.lax`. See
+``docs/distributed.md`` for what each strategy sends, and ``docs/jax.md`` for JAX. optax is not needed.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class TernGradState(NamedTuple):
     Parameters
     ----------
     step : array of int32, shape ()
-        Averagings so far; what random bits go by. The same on all devices.
+        Number of averages so far, which the random bits depend on. The same on all devices.
     residual : pytree
-        With error feedback: what each device's messages lost. ``residual["first"]`` is like the parameters, float32,
-        with one axis more at the front, of 1 on each device; ``residual["second"]`` has an array a dtype, of shape
-        (1, elements of the largest shard), with `requantize`. Else empty.
+        With error feedback, what each device's messages lost; otherwise empty. ``residual["first"]`` has the shapes of
+        the parameters, with a first axis of length 1 on each device, in float32. With `requantize`,
+        ``residual["second"]`` has one array per dtype, of shape (1, elements of the largest shard).
     """
 
     step: Any
@@ -73,9 +73,9 @@ class Traffic(NamedTuple):
     Parameters
     ----------
     bytes_sent : int
-        In messages.
+        Bytes of messages.
     bytes_float32 : int
-        By a ring all-reduce of the same elements in float32.
+        Bytes that a ring all-reduce of the same elements in float32 sends.
     """
 
     bytes_sent: int
@@ -83,7 +83,7 @@ class Traffic(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Bytes of float32 over bytes sent."""
+        """Bytes of float32 divided by bytes sent."""
         return self.bytes_float32 / self.bytes_sent if self.bytes_sent else float("inf")
 
 
@@ -326,8 +326,8 @@ def _checked(
 def local(params: Any, axis_name: Any) -> Any:
     """Return parameters by which `jax.grad` gives each device's own gradient under `jax.shard_map`.
 
-    There the gradient of a value that all devices share is the sum over them, which JAX sends as it is: what is to be
-    averaged here would have travelled already. Elsewhere, and with shard_map's checks off, nothing is done.
+    There the gradient with respect to a value that all devices share is a sum over them, which JAX sends as float32
+    before it could be ternarized. Elsewhere, and with shard_map's checks off, `params` is returned unchanged.
 
     Parameters
     ----------
@@ -365,34 +365,34 @@ def all_reduce_mean(
     Parameters
     ----------
     grads : pytree of arrays
-        Floating point, of any dtypes; those that share one travel together. The same shapes on all devices.
+        Floating-point arrays of any dtypes and of the same shapes on all devices. Arrays of one dtype travel together.
     axis_name : str or tuple of str
-        Of the axis or axes of the enclosing `jax.shard_map`, `jax.pmap` or `jax.vmap`.
+        Name of the axis or axes of the enclosing `jax.shard_map`, `jax.pmap` or `jax.vmap`.
     step : int or array
-        What random bits go by, as ``offset`` of `terngrad_kernels.encode`. Traced, a new one compiles nothing anew.
+        Step counter, as ``offset`` of `terngrad_kernels.encode`. If it is traced, a new value compiles nothing again.
     seed : int, default 0
-        The same on all devices: each adds its index.
+        Seed, the same on all devices: each adds its index.
     strategy : {"gather", "sum", "requantize"}, default "gather"
         How messages travel; see ``docs/distributed.md``.
     clip, block
         As in `terngrad_kernels.encode`.
     packing : {"two_bit", "base3"}, default "two_bit"
-        Of the ternary layers.
+        Packing of the ternary layers.
     float32 : callable, optional
-        ``float32(path, leaf) -> bool``: whether a leaf is carried as float32; the path is ``jax.tree_util.keystr``'s,
-        ``"['dense']['kernel']"`` say. By default leaves of fewer than 512 elements are, and those of one dimension
-        and fewer than 65536.
+        ``float32(path, leaf) -> bool``: whether a leaf is carried as float32; the path is that of
+        ``jax.tree_util.keystr``, such as ``"['dense']['kernel']"``. By default leaves of fewer than 512 elements are,
+        and those of one dimension and fewer than 65536.
 
     Returns
     -------
     pytree of arrays
-        Averages, like `grads`. From JAX 0.6.2 on `jax.shard_map` knows that they are equal on all devices; before,
-        it is told by ``check_rep=False``.
+        Averages, in the structure of `grads`. From JAX 0.6.2 on, `jax.shard_map` knows that they are equal on all
+        devices; older versions need ``check_rep=False``.
 
     Raises
     ------
     TypeError, ValueError
-        While tracing, naming the argument or the leaf.
+        While tracing. The message names the argument or the leaf.
     """
     options = _Options(strategy, clip, packing, block, seed, float32)
     return _average(options, grads, axis_name, step, ())[0]
@@ -416,19 +416,19 @@ def terngrad(
     axis_name, seed, strategy, clip, packing, block, float32
         As in `all_reduce_mean`.
     error_feedback : bool, default False
-        Add what the last step lost (clipping included) to this step's gradient, in float32, at both quantisations of
-        `requantize` (which then clips both). Needs ``clip <= 2``.
+        Add what the last step lost (clipping included) to the gradient of this step, in float32, at both quantisations
+        of `requantize` (which then clips both). Needs ``clip <= 2``.
 
     Returns
     -------
     GradientTransformation
-        ``init(params)`` and ``update(updates, state, params=None)``. `update` takes this device's gradients, where
-        `axis_name` is known. So does `init` with error feedback; without it `init` may be called anywhere.
+        ``init(params)`` and ``update(updates, state, params=None)``. `update` takes the gradients of this device, where
+        `axis_name` is bound. With error feedback `init` must be called there too; without it, anywhere.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument; those of `update` while tracing.
+        The message names the argument; `update` raises while tracing.
     """
     options = _Options(strategy, clip, packing, block, seed, float32, bool(error_feedback))
 
@@ -458,26 +458,26 @@ def traffic(
     block: int | None = None,
     float32: Callable[[str, Any], bool] | None = None,
 ) -> Traffic:
-    """Return what each device sends for one average: known from the shapes alone.
+    """Return what each device sends for one average, computed from shapes alone.
 
     Parameters
     ----------
     params : pytree of arrays
-        Or of anything with shape, ndim, size and dtype, as `jax.eval_shape` gives.
+        Arrays, or objects with shape, ndim, size and dtype, as `jax.eval_shape` returns them.
     world_size : int
-        Devices.
+        Number of devices.
     strategy, packing, block, float32
         As in `all_reduce_mean`.
 
     Returns
     -------
     Traffic
-        In bytes.
+        The bytes sent, and those of float32.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument or the leaf.
+        The message names the argument or the leaf.
     """
     world_size = _whole(world_size, "world_size", 1)
     others = world_size - 1

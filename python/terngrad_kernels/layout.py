@@ -133,25 +133,30 @@ _CACHED_GROUPS = 1024
 class Layout:
     """Immutable, hashable description of a message, compared by value.
 
-    Cheap to build: the geometry behind it is cached. See contract section 5.
+    Layouts are cheap to make, since their geometry is cached. See contract section 5.
 
     Parameters
     ----------
     shapes : sequence of shapes
-        One shape a layer, each a sequence of ints >= 0 with at most 2**36 elements.
+        One shape per layer, each a sequence of ints >= 0 with at most 2**36 elements.
     dtype : str or a framework's dtype, default "float32"
         Floating-point type of the bucket: float32, float16, bfloat16 or float64.
     packing : str or sequence of str, default "two_bit"
-        ``two_bit`` (16x), ``base3`` (20x) or ``float32`` (carried as it is); one name, or one per layer. ``counts4``,
-        ``counts8`` and ``counts16`` are those of a `Counts`.
+        ``two_bit`` (16x smaller), ``base3`` (20x) or ``float32`` (carried unchanged); one name, or one per layer. The
+        layout of a `Counts` has ``counts4``, ``counts8`` or ``counts16``.
     block : int, optional
-        Elements that share a scale, a multiple of 2560. None: one scale per layer.
+        Number of elements that share a scale, a multiple of 2560. None: one scale per layer.
     shards : int, default 1
-        Messages of equal length that the bucket is cut into.
+        Number of messages of equal length that the bucket is cut into.
     form : {"flat", "array", "list"}
-        What `decode` gives back: one flat array, one array of the only shape, or a list of arrays.
+        What `decode` returns: one flat array, one array of the only shape, or a list of arrays.
     index : int, optional
-        Set by `shard`: this is the layout of that shard alone.
+        Number of the shard that this is the layout of, as `shard` sets it. None: the whole bucket.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, what was expected and what was got.
 
     Examples
     --------
@@ -227,27 +232,27 @@ class Layout:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Elements of each layer; in the layout of a shard, those that lie in it."""
+        """Number of elements of each layer; in the layout of a shard, of those in the shard."""
         return tuple(self.geometry.sizes)
 
     @property
     def size(self) -> int:
-        """Elements of all layers."""
+        """Number of elements of all layers."""
         return self.geometry.size
 
     @property
     def nbytes(self) -> int:
-        """Length of the message."""
+        """Length of the message, in bytes."""
         return self.geometry.nbytes
 
     @property
     def groups(self) -> int:
-        """Scales of the bucket: layers, or blocks, or the pieces of a shard."""
+        """Number of scales of the bucket: one per layer, block, or piece of a shard."""
         return self.geometry.groups
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """Where everything lies, in message order: see contract section 5."""
+        """All pieces, in message order, with their places in the message: see contract section 5."""
         return tuple(
             Piece(layer, first, size, _PACKING_NAMES[code], group, scale_at, payload_at, nbytes)
             for layer, first, size, code, group, scale_at, payload_at, nbytes in self.geometry.pieces
@@ -255,38 +260,58 @@ class Layout:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each piece's payload starts in the data, in bytes."""
+        """Place of each piece's payload in the data, in bytes."""
         return tuple(piece.payload_at for piece in self.pieces)
 
     @property
     def ratio(self) -> float:
-        """Bytes of the input over bytes of the message (infinite if the message is empty and the input is not)."""
+        """Bytes of the input divided by bytes of the message (infinite if only the message is empty)."""
         nbytes = self.size * DTYPES[self.dtype]
         if self.nbytes == 0:
             return math.inf if nbytes else 1.0
         return nbytes / self.nbytes
 
     def shard(self, index: int) -> Layout:
-        """Return the layout of one shard: form flat, each piece still knows its layer and first element.
+        """Return the layout of one shard. Its form is flat; each piece still knows its layer and first element.
 
         Parameters
         ----------
         index : int
-            0 <= index < shards.
+            Number of the shard, 0 <= index < shards.
+
+        Returns
+        -------
+        Layout
+            The layout of that shard.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `index` is not such a number, or this is the layout of a shard already.
         """
         if self.index is not None:
             raise ValueError(f"shard: expected the layout of a whole message, got that of shard {self.index}")
         return replace(self, index=index)
 
     def with_ternary(self, packing: str) -> Layout:
-        """Return the layout of the same layers with another packing for all but those carried as float32.
+        """Return the layout of the same layers with another packing, except for layers carried as float32.
 
-        It cuts blocks and shards in the same places.
+        Blocks and shards are cut in the same places.
 
         Parameters
         ----------
         packing : str
-            Any but ``float32``.
+            Name of any packing except ``float32``.
+
+        Returns
+        -------
+        Layout
+            The new layout.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `packing` is not such a name.
         """
         if packing_code(packing) == PACKINGS["float32"]:
             raise ValueError(
@@ -295,11 +320,33 @@ class Layout:
         return _with_ternary(self, packing)
 
     def same_cuts(self, other: Layout) -> bool:
-        """Whether both cut the same layers into the same pieces: all but dtype, form and ternary packing agree."""
+        """Return whether both cut the same layers into the same pieces: all but dtype, form and ternary packing agree.
+
+        Parameters
+        ----------
+        other : Layout
+            The layout to compare with.
+
+        Returns
+        -------
+        bool
+            True if they do.
+        """
         return self.with_ternary("two_bit").same_message(other.with_ternary("two_bit"))
 
     def same_message(self, other: Layout) -> bool:
-        """Whether both describe the same bytes: all but dtype and form agree."""
+        """Return whether both describe the same bytes: all but dtype and form agree.
+
+        Parameters
+        ----------
+        other : Layout
+            The layout to compare with.
+
+        Returns
+        -------
+        bool
+            True if they do.
+        """
         return (
             self.shapes == other.shapes
             and self.packing == other.packing
@@ -322,9 +369,9 @@ def _names(layout: Layout) -> tuple[str, ...]:
 
 
 def _require_alike(layout: Layout, other: Layout, argument: str, owner: str, *, cuts: bool = False) -> None:
-    """Raise a ValueError that names the field in which a layout differs from that of `owner`.
+    """Raise a ValueError that names the field in which a layout differs from `other`, that of `owner`.
 
-    All fields count but dtype and form. With `cuts`, how trits are packed does not count either.
+    Dtype and form may differ; with `cuts`, the packing of trits too.
     """
     if Layout.same_message(layout, other):  # not a method of `layout`, which TorchDynamo cannot follow
         return
@@ -332,7 +379,7 @@ def _require_alike(layout: Layout, other: Layout, argument: str, owner: str, *, 
         got, expected = getattr(layout, field), getattr(other, field)
         if got == expected:
             continue
-        if field == "shapes":  # of which one is named: there may be thousands
+        if field == "shapes":  # name one layer: there may be thousands
             if len(got) != len(expected):
                 raise ValueError(f"{argument}.shapes: expected {len(expected)} layers as {owner} has, got {len(got)}")
             i = [a == b for a, b in zip(got, expected, strict=True)].index(False)

@@ -1,8 +1,10 @@
-"""The operations: arguments are sorted out here, the work is `_core`'s.
+"""The operations: arguments are checked here, the work is done by `_core`.
 
-Every function is keyword-only after its first argument. Arrays are any framework's (docs/frameworks.md); results come
-in the framework, on the device and (decoding) in the dtype of the input. Inputs are never written, and an error leaves
-every argument as it was. "Contract" is docs/contract.md.
+All arguments after the first are keyword-only. Arrays may come from any framework (docs/frameworks.md). Results are in
+the framework and on the device of the input, and decoded results in its dtype. Inputs are never written, and an error
+leaves every argument as it was. "Contract" is docs/contract.md.
+
+Each function works in one order: inputs, layout, other arguments, outputs, scratch.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ __all__ = [
 
 
 class _Bucket(NamedTuple):
-    """The layers: `arrays` is one dense array, or a tuple of them."""
+    """The layers of a call: `arrays` is one dense array, or a tuple of them."""
 
     adapter: Adapter
     arrays: Any
-    like: Any  # an array whose device outputs go to, None if there is none
+    like: Any  # an array on the device that outputs go to; None where no array is given
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     form: str
@@ -102,7 +104,7 @@ _layouts: dict[Any, Layout] = {}
 
 
 def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
-    """Return the layout of what was passed in: looked up, since a training step asks for the same ones again."""
+    """Return the layout of what was passed in: looked up, since each training step asks for the same ones."""
     try:
         key = (bucket.shapes, bucket.dtype, packing, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
         found = _layouts.get(key)
@@ -211,7 +213,7 @@ def _one_message(message: Any, argument: str = "packed") -> tuple[Layout, Adapte
 
 
 class _Messages(NamedTuple):
-    """Several messages of layouts that agree: `items` as given, `data` one dense array of all of them, or a tuple."""
+    """Messages of layouts that agree: `items` as given; `data` is one dense array of all of them, or a tuple."""
 
     adapter: Adapter
     items: Sequence[Packed | Counts]
@@ -220,12 +222,12 @@ class _Messages(NamedTuple):
 
     @property
     def layout(self) -> Layout:
-        """Of the first."""
+        """Layout of the first message."""
         return self.items[0].layout
 
     @property
     def like(self) -> Any:
-        """An array that lies where all do."""
+        """An array on the device of all messages."""
         return self.data[0] if isinstance(self.data, tuple) else self.data
 
 
@@ -309,35 +311,37 @@ def encode(
 ) -> Packed:
     """Ternarize and pack a gradient: the fused main operation.
 
-    Each element becomes ``s * sign(x) * b`` with ``b ~ Bernoulli(min(|x|, limit) / s)``, s the layer's scale: an
-    unbiased estimate of the clipped layer (Wen et al. 2017, section 3; contract sections 2 to 5).
+    Each element becomes ``s * sign(x) * b``, where s is the scale of the layer and
+    ``b ~ Bernoulli(min(|x|, limit) / s)``. This is an unbiased estimate of the clipped layer (Wen et al. 2017, section
+    3; contract sections 2 to 5).
 
     Parameters
     ----------
     x : array or list of arrays
-        float32, float16, bfloat16 or float64 (rounded to float32). A list is a bucket of layers: one framework, one
-        device, one dtype. With `layout`, also one flat array of all layers.
+        float32, float16, bfloat16 or float64 (rounded to float32). A list is a bucket of layers of one framework,
+        device and dtype. With `layout`, one flat array of all layers is accepted too.
     clip : float > 0 or None, default 2.5
-        Clip each layer to `clip` times its root mean square. None: off. Not used where `scales` are given.
+        Clip each layer to `clip` times its root mean square; None does not clip. Ignored where `scales` is given.
     seed : int or array, default 0
         Key of the random bits: an int in [-2**63, 2**64), a 0-d int64 array (JAX: int32 too), or a uint32 array
-        (low, high). Each worker needs one of its own.
+        (low, high). Each worker needs a different one.
     offset : int or array, default 0
-        Step counter, as `seed`. Equal (seed, offset, layer) draw equal bits, everywhere.
+        Step counter, of the same types as `seed`. Equal (seed, offset, layer) draw equal bits, everywhere.
     layer : int, default 0
-        Index of the first layer, so that buckets of one model draw different bits.
+        Index of the first layer in the model, so that the buckets of a model draw different bits.
     packing : str or sequence of str, optional
-        ``two_bit`` (default), ``base3`` or ``float32``; one, or one per layer.
+        ``two_bit`` (default), ``base3`` or ``float32``; one for all layers, or one per layer.
     block : int, optional
-        Elements that share a scale, a multiple of 2560. None: one scale per layer.
+        Number of elements that share a scale, a multiple of 2560. None: one scale per layer.
     scales : Scales, optional
-        Use these instead of the layers' own (scaler sharing): then `x` is read only once.
+        Scales to use instead of the layers' own (scaler sharing). `x` is then read only once.
     layout : Layout, optional
-        What to make. Takes the place of `packing` and `block`.
+        Layout of the message; replaces `packing` and `block`. Each layer needs as many elements as in the layout. Its
+        shape is not compared: `decode` returns the shapes of the layout.
     out : array of uint8, shape (layout.nbytes,), optional
-        Where to write the message. Must not overlap an input.
+        Array to write the message to. Must not overlap an input.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
@@ -347,7 +351,7 @@ def encode(
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
 
     Examples
     --------
@@ -401,33 +405,35 @@ def decode(
 ) -> Any:
     """Turn a message back into floating-point layers (contract section 6).
 
-    Safe on any bytes: there is no data-dependent addressing, and nothing is checked (see `validate`). A layer with a
-    non-finite scale gives NaN everywhere. Rounding to float16 or bfloat16 biases by up to 2**-11 or 2**-8 of the scale.
+    Safe on any bytes: no address depends on the data. The bytes are not checked (see `validate`). A layer with a
+    non-finite scale decodes to NaN everywhere. Rounding to float16 or bfloat16 adds a bias of up to 2**-11 or 2**-8 of
+    the scale.
 
     Parameters
     ----------
     packed : Packed or Counts
         One message.
     out : array or list of arrays, optional
-        Where to write, of any of the four dtypes, in the layout's form. Must not overlap the message.
+        Array or list of arrays to write to, of any of the four dtypes, in the form of the layout. Must not overlap the
+        message.
     dtype : str or dtype, optional
-        Of the result; the layout's by default.
+        Type of the result; by default that of the layout.
     weight : float, default 1.0
-        The result is multiplied by it (as float32).
+        Factor that the result is multiplied by (as float32).
     accumulate : bool, default False
-        Add to what `out` holds instead, with one fused multiply-add.
+        Add the result to the values in `out`, with one fused multiply-add per element.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     array or list of arrays
-        By ``packed.layout.form``; `out` if that was given.
+        The layers, in the form ``packed.layout.form``; `out` if it was given.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("decode", packed, stream):
         return path(packed, out=out, dtype=dtype, weight=weight, accumulate=accumulate, stream=stream)
@@ -450,26 +456,27 @@ def decode_sum(
 ) -> Any:
     """Decode several messages and add them, in one pass over the output (contract section 6).
 
-    Sums in float32, in the order of the messages, and rounds once at the end: W messages give the same bits everywhere.
+    The sum is float32, in the order of the messages, and is rounded once at the end: the same messages give the same
+    bits everywhere.
 
     Parameters
     ----------
     messages : sequence of Packed or of Counts, or one of them whose data has shape (W, nbytes)
-        Their layouts must agree, but for dtype and form.
+        Messages whose layouts agree in all but dtype and form.
     weights : iterable of float, optional
-        One a message (as float32); 1 by default. ``[1 / W] * W`` gives the mean.
+        One factor per message (as float32); 1 by default. ``[1 / W] * W`` gives the mean.
     out, dtype, stream
-        As in `decode`. The sum replaces what `out` holds.
+        As in `decode`. The sum replaces the values in `out`.
 
     Returns
     -------
     array or list of arrays
-        By the form of the first message's layout; `out` if that was given.
+        The layers, in the form of the first message's layout; `out` if it was given.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
 
     Examples
     --------
@@ -485,7 +492,7 @@ def decode_sum(
     given = _messages(messages)
     factors = _weights(weights, given.number)
     written = _decoded(given.layout, given.adapter, given.like, out, dtype)
-    queue = given.adapter.queue(given.like, given.layout.geometry, False, factors, written)  # a weight a message
+    queue = given.adapter.queue(given.like, given.layout.geometry, False, factors, written)  # one weight per message
     given.adapter.core.decode_sum(given.layout.geometry, given.data, factors, written, queue)
     return _results(given.adapter, written, out)
 
@@ -499,24 +506,24 @@ def sum_trits(messages: Packed | Counts | Sequence[Packed | Counts], *, out: Any
     Parameters
     ----------
     messages : sequence of Packed or Counts, or one of them whose data has shape (W, nbytes)
-        Their layouts must agree, but for dtype, form and how trits are packed.
+        Messages whose layouts agree in all but dtype, form and how trits are packed.
     out : array of uint8, optional
-        Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
+        Array of the result's ``layout.nbytes`` elements to write the message to. Must not overlap an input.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     Counts
-        Of all workers together. A layer whose scales differ is poisoned: it decodes to NaN. A layer carried as float32
-        is the float32 sum, in the order of the messages.
+        The sums over all workers. A layer whose scales differ is poisoned: it decodes to NaN. A layer carried as
+        float32 holds the float32 sum, in the order of the messages.
 
     Raises
     ------
     ValueError
-        If the layouts do not agree, or more than 32767 workers come together.
+        If the layouts do not agree, or the messages are of more than 32767 workers together.
     TypeError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
 
     Examples
     --------
@@ -568,29 +575,29 @@ def repack(
 ) -> Packed:
     """Decode, add and ternarize again in one call: the second hop of a reduction (contract section 6).
 
-    Unbiased, since both hops are: the result decodes to the weighted sum on average. It draws random bits of its own,
+    The result is unbiased, since both hops are: on average it decodes to the weighted sum. Its random bits are ones
     that `encode` never draws.
 
     Parameters
     ----------
     messages
-        As in `decode_sum`; all Packed or all Counts.
+        As in `decode_sum`; either all Packed or all Counts.
     seed, offset, layer
         As in `encode`.
     weights : iterable of float, optional
         As in `decode_sum`.
     clip : float > 0 or None, default None
-        Clip the sum as `encode` does; by default nothing is clipped, which would bias the second hop.
+        Clip the sum as `encode` does. By default it is not clipped, since clipping would bias the second hop.
     scales : Scales, optional
-        Use these instead of the sum's own: then the messages are read only once. A layer that is poisoned in one of
-        the messages stays so.
+        Scales to use instead of the sum's own. The messages are then read only once. A layer that is poisoned in one of
+        the messages stays poisoned.
     packing : str or sequence of str, optional
-        ``two_bit`` or ``base3`` for the ternary layers; layers carried as float32 stay so. By default as in the
-        messages, two_bit for counts.
+        ``two_bit`` or ``base3`` for the ternary layers; layers carried as float32 stay float32. By default the packing
+        of the messages, or ``two_bit`` for counts.
     out : array of uint8, optional
-        Where to write the message, of the result's ``layout.nbytes``. Must not overlap an input.
+        Array of the result's ``layout.nbytes`` elements to write the message to. Must not overlap an input.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
@@ -600,7 +607,7 @@ def repack(
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("repack", messages, stream):
         taken: Packed = path(
@@ -666,21 +673,22 @@ def scales(
     center : bool, default False
         Take the standard deviation about the mean in place of the root mean square.
     block, layout
-        As in `encode`. A layer that the layout carries as float32 is not measured: (1, +infinity).
+        As in `encode`. A layer that the layout carries as float32 is not measured: its entry is (1, +infinity).
     out : Scales, optional
-        float32 arrays of one element a layer (or block) to write to.
+        float32 arrays to write to, of one element per layer (or block).
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     Scales
-        float32 arrays of one element a layer (or block). A layer with a NaN or an infinity has (+infinity, +infinity).
+        float32 arrays of one element per layer (or block), (+infinity, +infinity) for a layer with a NaN or an
+        infinity.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
 
     Examples
     --------
@@ -721,7 +729,7 @@ def clip(
 ) -> Any:
     """Clip each layer to +-limit: gradient clipping alone (Wen et al. 2017, section 3.2; contract section 2).
 
-    Elements beyond the limit become +-limit, rounded to the dtype once; all others, NaN included, are copied.
+    Elements beyond the limit become +-limit, rounded once to the dtype. All others, NaN included, are copied.
 
     Parameters
     ----------
@@ -730,21 +738,21 @@ def clip(
     clip, center
         As in `scales`.
     scales : Scales, optional
-        Clip to these limits. A limit that is NaN, negative or 0 gives NaN everywhere.
+        Limits to clip to, in place of the layers' own. A limit that is NaN, negative or 0 gives NaN everywhere.
     out : array or list of arrays like x, optional
-        Where to write; may be `x` itself.
+        Array or list of arrays to write to; may be `x` itself.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     array or list of arrays
-        Like `x`.
+        The clipped layers, in the form and dtype of `x`.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("clip", x, stream):
         return path(x, clip=clip, center=center, scales=scales, out=out, stream=stream)
@@ -777,21 +785,21 @@ def ternarize(
     clip, seed, offset, layer, scales
         As in `encode`.
     out : (trits, scale), optional
-        int8 arrays like `x`, and float32 of one element a layer, to write to.
+        Arrays to write to: int8 in the form of `x`, and float32 of one element per layer.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     trits : array or list of arrays of int8
-        -1, 0 or +1, like `x`.
+        -1, 0 or +1, in the form of `x`.
     scale : array of float32, shape (layers,)
-        What a trit is worth.
+        Value of a trit of +1 in each layer.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("ternarize", x, stream):
         taken: tuple[Any, Any] = path(
@@ -814,7 +822,7 @@ def ternarize(
 
 
 def _like(bucket: _Bucket, out: Any, dtype: str) -> Any:
-    """Return what is written where the output has the form of the input."""
+    """Return what `_core` writes, where the output has the form of the input."""
     if bucket.form == "list":
         return _outputs(bucket.adapter, out, bucket.shapes, dtype, bucket.like)
     return _output(bucket.adapter, out, bucket.shapes[0], dtype, bucket.like)
@@ -826,13 +834,13 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     Parameters
     ----------
     trits : array of int8
-        Of any shape, read in row-major order.
+        Array of any shape, read in row-major order.
     packing : {"two_bit", "base3"}
-        4 or 5 trits in a byte.
+        4 or 5 trits per byte.
     out : array of uint8, optional
-        Of ceil(n / 4) or ceil(n / 5) elements.
+        Array of ceil(n / 4) or ceil(n / 5) elements to write to.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
@@ -842,7 +850,7 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("pack", trits, stream):
         return path(trits, packing=packing, out=out, stream=stream)
@@ -856,30 +864,30 @@ def pack(trits: Any, *, packing: str = "two_bit", out: Any = None, stream: Any =
 def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = None, stream: Any = None) -> Any:
     """Turn a payload back into trits (contract sections 5 and 6).
 
-    Total: code 10 gives 0, base-3 digits are taken mod 3.
+    Any bytes are accepted: code 10 counts as 0, and base-3 digits are taken mod 3.
 
     Parameters
     ----------
     payload : array of uint8
-        Exactly as long as `shape` and `packing` need.
+        Array of exactly as many bytes as `shape` and `packing` need.
     shape : sequence of int
-        Of the result.
+        Shape of the result.
     packing : {"two_bit", "base3"}
-        As packed.
+        Packing of the payload.
     out : array of int8, optional
-        Of as many elements as `shape` has.
+        Array of as many elements as `shape` has to write to.
     stream : int or the framework's stream, optional
-        Where a GPU works, in place of the current stream. CPU arrays have none.
+        CUDA stream to use instead of the current one. Must be None for CPU arrays.
 
     Returns
     -------
     array of int8
-        -1, 0 or +1.
+        Trits of -1, 0 or +1, in that shape.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     if path := path_of("unpack", payload, stream):
         return path(payload, shape=shape, packing=packing, out=out, stream=stream)
@@ -891,7 +899,7 @@ def unpack(payload: Any, *, shape: Any, packing: str = "two_bit", out: Any = Non
     if given != expected:
         raise ValueError(f"payload: expected {expected} bytes for shape {sizes} in {packing}, got {given}")
     trits = _output(adapter, out, sizes, "int8", array)
-    if out is not None and math.prod(trits.shape) != math.prod(sizes):  # which the payload may be too coarse to tell
+    if out is not None and math.prod(trits.shape) != math.prod(sizes):  # a payload of whole bytes cannot tell
         raise ValueError(f"out: expected {math.prod(sizes)} elements, got {math.prod(trits.shape)}")
     adapter.core.unpack(array, code, trits, adapter.queue(array, None, False))
     return _results(adapter, trits, out)
@@ -903,14 +911,14 @@ def validate(packed: Packed | Counts) -> None:
     Parameters
     ----------
     packed : Packed or Counts
-        One message, of one or several shards.
+        One message, of one or more shards.
 
     Raises
     ------
     CorruptMessage
-        Unless codes, counts, unused bits, gaps and scales are canonical and the length is the layout's.
+        Unless codes, counts, unused bits, gaps and scales are canonical and the length is that of the layout.
     TypeError
-        If `packed` is neither, or its data not uint8.
+        If `packed` is neither a Packed nor a Counts, or its data is not uint8.
     """
     if path := path_of("validate", packed):
         return path(packed)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Packed, Counts, Scales and CorruptMessage: what operations take and give."""
+"""Packed, Counts, Scales and CorruptMessage: what operations take and return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CorruptMessage.__module__ = "terngrad_kernels"
 
 
 class Scales(NamedTuple):
-    """Scale and limit of each layer (or block), as `scales` measures and ``encode(scales=...)`` takes them.
+    """Scale and limit of each layer (or block), as `scales` measures them and ``encode(scales=...)`` takes them.
 
     Scaler sharing, as in the paper: all-reduce `scale` with max over the workers, then
     ``encode(x, scales=own._replace(scale=shared))``. See contract section 2.
@@ -23,9 +23,9 @@ class Scales(NamedTuple):
     Parameters
     ----------
     scale : array of float32, shape (groups,)
-        Largest magnitude after clipping. 0: nothing will fire. +infinity: the layer is poisoned.
+        Largest magnitude after clipping. 0: all codes will be 0. +infinity: the layer is poisoned.
     limit : array of float32, shape (groups,)
-        Magnitude that elements are clipped to; +infinity for none.
+        Magnitude that elements are clipped to; +infinity: they are not clipped.
     """
 
     scale: Any
@@ -33,14 +33,14 @@ class Scales(NamedTuple):
 
 
 class _Message:
-    """The parts of a message."""
+    """Properties of all messages."""
 
     layout: Layout
     data: Any
 
     @property
     def scales(self) -> Any:
-        """The message's scale fields: float32, one per piece. A view where the framework has views.
+        """The scale fields of the message: float32, one per piece. A view where the framework has views.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class _Message:
 
     @property
     def payload(self) -> Any:
-        """The message from its first payload on: uint8. A view where the framework has views.
+        """The message from its first payload on, as uint8. A view where the framework has views.
 
         Raises
         ------
@@ -77,15 +77,15 @@ class _Message:
 class Packed(_Message):
     """One message, or several of one layout, as bytes in the caller's framework.
 
-    Whoever owns a transport sends `data` and rebuilds ``Packed(layout, data)`` on the other side.
+    The sender transfers `data`, and the receiver makes ``Packed(layout, data)`` of it.
 
     Parameters
     ----------
     layout : Layout
-        What the bytes mean.
+        Layout of the bytes.
     data : array of uint8, shape (layout.nbytes,)
-        The message, laid out as contract section 5 says. Shape (W, layout.nbytes), as an all-gather leaves it,
-        stands for W messages.
+        The message, as contract section 5 defines it. An array of shape (W, layout.nbytes), as an all-gather returns
+        it, holds W messages.
 
     Raises
     ------
@@ -116,25 +116,25 @@ def counts_for(workers: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Counts(_Message):
-    """Exact sums of the trits of several workers that share their scales: what `sum_trits` makes.
+    """Exact sums of the trits of several workers that share their scales, as `sum_trits` makes them.
 
     `decode` gives the sum of the workers' gradients, ``decode(counts, weight=1 / counts.workers)`` their mean.
 
     Parameters
     ----------
     layout : Layout
-        What the bytes mean. Its ternary layers have the narrowest counts packing that holds the workers: ``counts4``
+        Layout of the bytes. Its ternary layers have the narrowest counts packing that holds the workers: ``counts4``
         up to 7, ``counts8`` up to 127, ``counts16`` beyond.
     workers : int
-        Trits in a sum, 1 to 32767.
+        Number of trits in each sum, 1 to 32767.
     data : array of uint8, shape (layout.nbytes,)
-        The message, laid out as contract section 5 says. Shape (W, layout.nbytes) stands for W messages of `workers`
-        workers each.
+        The message, as contract section 5 defines it. An array of shape (W, layout.nbytes) holds W messages, each of
+        `workers` workers.
 
     Raises
     ------
     TypeError, ValueError
-        If the layout's packing is not that of `workers`, or these are no layout and no int.
+        If `layout` is not a Layout, `workers` not an int in that range, or the packing not the one for `workers`.
     """
 
     layout: Layout

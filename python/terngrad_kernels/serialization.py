@@ -62,26 +62,26 @@ _MAX_BLOCK: Final = (1 << 63) - 1
 
 
 def to_bytes(packed: Packed | Counts) -> bytes:
-    """Write a message together with everything that is needed to read it, for disk or for strangers.
+    """Write a message with all that is needed to read it, for storage or for programs that do not know its layout.
 
     Parameters
     ----------
     packed : Packed or Counts
-        One message in any framework, on any device. It is validated first: what `to_bytes` writes,
-        `from_bytes` reads.
+        One message in any framework, on any device. It is validated first, so that `from_bytes` reads whatever
+        `to_bytes` writes.
 
     Returns
     -------
     bytes
-        Header, table of layers and message, a multiple of 16 bytes, closed by a CRC-32 in the header.
+        Header, table of layers and message: a multiple of 16 bytes, with a CRC-32 in the header.
 
     Raises
     ------
     TypeError
-        If `packed` is neither.
+        If `packed` is neither a Packed nor a Counts.
     ValueError
-        If the layout is that of a single shard, the data is not exactly one message, or the layout is beyond
-        the format (a layer of more than 64 dimensions).
+        If the layout is that of a single shard, the data is not exactly one message, or a layer has more than 64
+        dimensions.
     CorruptMessage
         If codes, counts, unused bits, gaps or scales are not canonical.
 
@@ -136,31 +136,30 @@ def to_bytes(packed: Packed | Counts) -> bytes:
 
 
 def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:
-    """Read one message that `to_bytes` wrote, trusting nothing in it.
+    """Read one message that `to_bytes` wrote, without trusting any of its bytes.
 
-    Time and memory are linear in the size of `buffer`, whatever the fields in it claim. The message is copied
-    and validated after the copy, so that later writes to `buffer` do not reach the result.
+    Time and memory are linear in the size of `buffer`, whatever its fields claim. The message is copied and then
+    validated, so that later writes to `buffer` do not change the result.
 
     Parameters
     ----------
     buffer : buffer
-        Exactly one message in C-contiguous bytes: bytes, bytearray, memoryview, mmap, a NumPy array. It is
-        only read.
+        Exactly one message in C-contiguous memory: bytes, bytearray, memoryview, mmap or a NumPy array.
     like : array, optional
-        An array whose framework and device the result shall have; NumPy without it.
+        Array whose framework and device the result will have; by default NumPy.
 
     Returns
     -------
     Packed or Counts
-        What was written, of the layout that was written, with canonical data.
+        The message, with its layout.
 
     Raises
     ------
     CorruptMessage
         For any damage: wrong magic, version, code, length or checksum, truncation, trailing bytes, non-zero
-        reserved bits, codes, counts or scales that are not canonical. The text names the byte offset.
+        reserved bits, or codes, counts or scales that are not canonical. The message names the byte offset.
     TypeError
-        If `buffer` does not offer its bytes, or `like` is not an array of a known framework.
+        If `buffer` does not support the buffer protocol, or `like` is not an array of a known framework.
     BufferError
         If `buffer` is not C-contiguous.
 

@@ -66,7 +66,7 @@ _Mark: TypeAlias = float | torch.cuda.Event
 
 @dataclass(frozen=True)
 class _Groups:
-    """Whom an exchange goes to, and this rank's place among them. Without nodes `inside` is None and of one rank."""
+    """The groups of an exchange, and this rank's place in them. Without nodes, `inside` is None and counts one rank."""
 
     between: Any
     inside: Any
@@ -98,7 +98,7 @@ class _Groups:
 
 @dataclass
 class _Bucket:
-    """What the exchanges of one bucket need again in each step: its layout, memory, residuals and times."""
+    """What the exchanges of one bucket need in each step: its layout, memory, residuals and times."""
 
     key: int | str
     identity: Any  # equal as long as it is the same bucket
@@ -119,7 +119,7 @@ class _Bucket:
     done: _Mark | None = None
 
     def memory(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, like: torch.Tensor) -> torch.Tensor:
-        """Return memory of this bucket, allocated when it is first asked for."""
+        """Return memory of this bucket, allocated at first use."""
         found = self.scratch.get(name)
         if found is None or found.shape != shape or found.device != like.device:
             found = self.scratch[name] = torch.empty(shape, dtype=dtype, device=like.device)
@@ -127,7 +127,7 @@ class _Bucket:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return sum(self.sizes)
 
 
@@ -140,7 +140,7 @@ def _mark(device: torch.device) -> _Mark:
 
 
 def _seconds(start: _Mark | None, end: _Mark | None) -> float:
-    """Seconds between two moments on one device, which it waits for; 0 where one did not come."""
+    """Return the seconds between two moments on one device, waiting for them; 0 if one of them is missing."""
     if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
         start.synchronize()
         end.synchronize()
@@ -155,22 +155,22 @@ class Report:
     Attributes
     ----------
     steps : int
-        Steps so far.
+        Number of steps so far.
     bytes_sent : int
-        Payload bytes that this rank sent in a step, as a ring or a direct exchange sends them; with `hierarchical`,
-        to other nodes.
+        Payload bytes that this rank sent in the step, as a ring or a direct exchange sends them; with `hierarchical`,
+        those to other nodes.
     bytes_float32 : int
-        What a ring all-reduce of the same elements in float32 sends there; with `gather` under FSDP, a reduce-scatter.
+        Bytes that a ring all-reduce of the same elements in float32 sends; with `gather` under FSDP, a reduce-scatter.
     bytes_inside : int
-        With `hierarchical`: bytes sent inside the node.
+        Bytes sent inside the node, with `hierarchical`.
     kernel_seconds : float
-        Spent in this package's kernels; on a GPU, from their start to their end on its stream.
+        Seconds in the kernels of this package; on a GPU, from their start to their end on its stream.
     exposed_seconds : float
-        From the moment the last gradient was there to the moment the last average was.
+        Seconds from the last gradient to the last average.
     scratch_bytes : int
-        Memory held between steps.
+        Bytes of memory held between steps.
     buckets : tuple of dict
-        The same for each bucket.
+        For each bucket "bucket" (its number, or a text), "elements", and the figures above except steps.
     """
 
     steps: int
@@ -184,7 +184,7 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """Bytes of float32 over bytes sent."""
+        """Bytes of float32 divided by bytes sent."""
         return self.bytes_float32 / self.bytes_sent if self.bytes_sent else math.inf
 
     def __str__(self) -> str:
@@ -197,7 +197,7 @@ class Report:
 
 
 class _Carrier:
-    """Threads that carry exchanges on: each waits for what an exchange waits for, and starts what comes next.
+    """Threads that run exchanges: each waits for one collective of an exchange, and starts what follows it.
 
     An exchange goes from thread to thread, so that the link carries one while kernels work on another. Other
     collectives of the job run on the caller's groups at the same time, in an order that these threads do not know; on
@@ -348,42 +348,42 @@ class TernGradState:
     Parameters
     ----------
     model : torch.nn.Module, optional
-        Whose embeddings and last linear layer are carried as float32 where they are small (together at most 1 % of
-        its elements). Without it they are ternarized.
+        Model of which small layers are carried as float32: as many of its embeddings and its last registered Linear,
+        smallest first, as fit in 1 % of its elements. Without a model they are ternarized.
     strategy : {"gather", "sum", "requantize", "hierarchical"}, default "gather"
         How messages travel; see ``docs/distributed.md``.
     clip : float > 0 or None, default 2.5
         As in `terngrad_kernels.encode`.
     packing : {"two_bit", "base3"}, default "two_bit"
-        Of the ternary layers.
+        Packing of the ternary layers.
     block : int, optional
-        Elements that share a scale, a multiple of 2560; None: a scale a layer.
+        Number of elements that share a scale, a multiple of 2560; None: one scale per layer.
     seed : int, default 0
-        The same on all ranks: each adds its own rank.
+        Seed, the same on all ranks: each rank adds its own number.
     start_step : int, default 0
-        Steps before it average plainly, in the dtype of the gradients.
+        First step that ternarizes. Earlier steps average in the dtype of the gradients.
     float32 : callable, optional
         ``float32(parameter) -> bool``: whether a layer is carried as float32. By default layers of fewer than 512
         elements are, those of one dimension and fewer than 65536, and those that `model` names.
     error_feedback : bool, default False
-        Add what the last step lost (clipping included) to this step's gradient, in float32, at both quantisations of
-        `requantize` (which then clips both). It starts from zero wherever the buckets change. Needs ``clip <= 2``.
+        Add what the last step lost (clipping included) to the gradient of this step, in float32, at both quantisations
+        of `requantize` (which then clips both). It starts from zero whenever the buckets change. Needs ``clip <= 2``.
     process_group : ProcessGroup, optional
-        The default group without it. With `hierarchical`, the ranks of one place in each node.
+        Ranks to average over; the default group if None. With `hierarchical`, the ranks of one place in each node.
     local_group : ProcessGroup, optional
-        With `hierarchical`: the ranks of this node.
+        The ranks of this node, with `hierarchical` alone.
     overlap : bool, default True
-        Carry exchanges on, on threads and groups of their own, while the backward pass goes on; else wait in the hook.
+        Run exchanges on threads and groups of their own during the backward pass; otherwise wait in the hook.
 
     Attributes
     ----------
     step : int
-        Averagings so far; what random bits go by.
+        Number of averages so far, which the random bits depend on.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument.
+        The message names the argument, what was expected and what was got.
     """
 
     def __init__(
@@ -439,12 +439,17 @@ class TernGradState:
     def attach(
         self, model: torch.nn.Module | None = None, *, process_group: Any = None, local_group: Any = None
     ) -> None:
-        """Give a state that was pickled the model and the groups that stayed behind.
+        """Restore the model and the groups, which are not pickled.
 
         Parameters
         ----------
         model, process_group, local_group
-            As when it was made.
+            As in `TernGradState`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The message names the argument, what was expected and what was got.
         """
         _require_local_group(self.strategy, local_group)
         self._small = _small_parameters(model)
@@ -453,7 +458,13 @@ class TernGradState:
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return step, seed and residuals: what this rank needs to go on as if it had not stopped."""
+        """Return what this rank needs to go on as if it had not stopped.
+
+        Returns
+        -------
+        dict
+            "step", "seed", and "residuals": a dict by bucket.
+        """
         residuals = dict(self._loaded)
         for bucket in self._buckets.values():
             if bucket.residual is not None:
@@ -465,10 +476,19 @@ class TernGradState:
         return {"step": self.step, "seed": self.seed, "residuals": residuals}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave. All ranks do so together.
+        """Go on from what `state_dict` returned. All ranks must call this together.
 
-        Residuals are those of one rank. Where this is another one now, or ranks or buckets are others, they start
-        from zero.
+        Residuals belong to one rank. They start from zero where the rank, the number of ranks or the buckets differ.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `state` is not such a dict.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected the dict that state_dict returns, got {type(state).__name__}")
@@ -483,7 +503,7 @@ class TernGradState:
         self._buckets.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle options, step and residuals. Groups and the model's parameters stay behind: see `attach`."""
+        """Pickle options, step and residuals, without groups and the model's parameters: see `attach`."""
         left: dict[str, Any] = {
             "process_group": None,
             "local_group": None,
@@ -496,7 +516,13 @@ class TernGradState:
     # ---- what it cost
 
     def report(self) -> Report:
-        """Return what the last step cost this rank; waits for its GPU."""
+        """Return what the last step cost this rank; waits for its GPU.
+
+        Returns
+        -------
+        Report
+            Sums over the buckets, and the figures of each.
+        """
         rows: list[dict[str, Any]] = [
             {
                 "bucket": bucket.key,
@@ -859,20 +885,22 @@ def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.future
     Parameters
     ----------
     state : TernGradState
-        Options, step and memory; one a model.
+        Options, step and memory; one state per model.
     bucket : torch.distributed.GradBucket
-        As DistributedDataParallel hands it over.
+        The bucket that DistributedDataParallel passes.
 
     Returns
     -------
     torch.futures.Future
-        Of the bucket's buffer, with the average in it.
+        Future of the bucket's buffer, with the average in it.
 
     Raises
     ------
+    TypeError
+        If `state` is not a TernGradState.
     RuntimeError
-        At first use, on every rank, if the ranks' options or layers differ: the text names a rank and the difference.
-        Where a rank is lost, within the timeout of the group.
+        At first use, on every rank, if the ranks' options or layers differ; the message names a rank and the
+        difference. If a rank is lost, within the timeout of the group.
     """
     _require_state(state)
     x = bucket.buffer()
@@ -901,24 +929,26 @@ def terngrad_hook(state: TernGradState, bucket: dist.GradBucket) -> torch.future
 
 
 def all_reduce_mean(tensors: Sequence[torch.Tensor], state: TernGradState, group: Any = None) -> None:
-    """Replace each of a list of tensors by its average over the ranks, as `terngrad_hook` does; waits for the result.
+    """Replace each tensor of a list by its average over the ranks, as `terngrad_hook` does; waits for the result.
 
-    One call is one step: random bits go by ``state.step``, which it raises by one.
+    One call is one step: random bits depend on ``state.step``, which the call raises by one.
 
     Parameters
     ----------
     tensors : sequence of torch.Tensor
-        Floating point, of any dtypes, devices and memory formats; those that share dtype and device travel together.
-        The same on all ranks.
+        Floating-point tensors of any dtypes, devices and memory formats, alike on all ranks. Tensors that share dtype
+        and device travel together.
     state : TernGradState
-        Options, step and memory; one for each list that is averaged again and again.
+        Options, step and memory; one state for each list that is averaged repeatedly.
     group : ProcessGroup, optional
-        In place of the state's ``process_group``.
+        Group to use instead of the state's ``process_group``.
 
     Raises
     ------
-    TypeError, RuntimeError
-        For tensors that are not of floating point; as `terngrad_hook`.
+    TypeError
+        If `tensors` is not a list of floating-point tensors, or `state` not a TernGradState.
+    RuntimeError
+        As in `terngrad_hook`.
     """
     if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
         raise TypeError(f"tensors: expected a list of tensors, got {type(tensors).__name__}")
@@ -1034,15 +1064,15 @@ def _timeout(group: Any) -> Any:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What `recommend` found.
+    """The result of `recommend`.
 
     Attributes
     ----------
     strategy : str or None
-        The fastest; None: plain averaging in float32.
+        The fastest strategy; None if none beats plain averaging.
     seconds : dict
-        Predicted seconds by strategy, of a training step, or without `compute_seconds` of one exchange that nothing
-        hides; "float32" is plain averaging.
+        Predicted seconds by strategy: of a training step, or without `compute_seconds` of one exchange that overlaps
+        with nothing. "float32" is plain averaging.
     """
 
     strategy: str | None
@@ -1050,23 +1080,28 @@ class Recommendation:
 
 
 def measure_link(group: Any = None, nbytes: int = 1 << 22, rounds: int = 5) -> tuple[float, float]:
-    """Measure the link between the ranks of a group, by all-reduces. All ranks call it together.
+    """Measure the link between the ranks of a group by all-reduces. All ranks must call this together.
 
     Parameters
     ----------
     group : ProcessGroup, optional
-        The default group without it.
+        Group to measure; the default group if None.
     nbytes : int, default 4 MiB
-        Of the larger all-reduce.
+        Size of the larger all-reduce, in bytes, at least 8.
     rounds : int, default 5
-        Of each size; the fastest counts.
+        Number of all-reduces of each size, of which the fastest counts.
 
     Returns
     -------
     bandwidth : float
-        Bits a second that each rank sends.
+        Bits per second that each rank sends.
     latency : float
-        Seconds of one of the 2 (W - 1) steps of a ring.
+        Seconds per step of a ring, which has 2 (W - 1) steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, what was expected and what was got.
     """
     nbytes, rounds = _whole(nbytes, "nbytes", 8), _whole(rounds, "rounds", 1)
     world = dist.get_world_size(group)
@@ -1095,7 +1130,7 @@ def measure_link(group: Any = None, nbytes: int = 1 << 22, rounds: int = 5) -> t
 
 
 def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, float]:
-    """Seconds an element: to encode, to decode one message, to add each further one to it."""
+    """Return the seconds per element to encode, to decode one message, and to add each further message."""
     x = torch.linspace(-1.0, 1.0, elements)
     packed = tk.encode(x, seed=1)
     out = torch.empty_like(x)
@@ -1144,35 +1179,41 @@ def recommend(
     kernel_seconds: dict[str, float] | None = None,
     compute_seconds: float = 0.0,
 ) -> Recommendation:
-    """Predict which strategy averages gradients fastest over a link, or that none beats plain averaging.
+    """Predict which of `gather`, `sum` and `requantize` averages gradients fastest, or that plain averaging does.
 
-    The model, and how far it is from what was measured, is in ``docs/performance-model.md``.
+    The model does not cover `hierarchical`: between nodes it is `gather` of node averages.
+    ``docs/performance-model.md`` describes the model and compares it with measurements.
 
     Parameters
     ----------
     elements : int
-        Of the gradient.
+        Number of elements of the gradient.
     world_size : int
-        Ranks.
+        Number of ranks.
     bandwidth : float
-        Bits a second that each rank sends; `measure_link` measures it.
+        Bits per second that each rank sends; see `measure_link`.
     latency : float, default 0.0
-        Seconds that a message takes on its way, whatever its length.
+        Seconds that a message takes, in addition to the time for its bytes.
     dtype : str or dtype, default "float32"
-        That plain averaging sends.
+        Type in which plain averaging sends the gradient.
     packing : {"two_bit", "base3"}, default "two_bit"
         As in `TernGradState`.
     kernel_seconds : dict, optional
-        Seconds an element to "encode", to "decode" a message, and to "add" each further one to it. Measured on this
-        machine without it.
+        Seconds per element to "encode", to "decode" a message, and to "add" each further message to it. By default
+        measured on this machine.
     compute_seconds : float, default 0.0
-        Of a training step's forward and backward passes, a third and two thirds of it: what the latter hides counts
-        nothing then.
+        Seconds of computing in a training step: one third forward, two thirds backward. What overlaps with the backward
+        pass costs no time.
 
     Returns
     -------
     Recommendation
-        The fastest strategy, and the seconds predicted for each.
+        The fastest strategy, and the predicted seconds of each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, what was expected and what was got.
     """
     elements, world_size = _whole(elements, "elements", 0), _whole(world_size, "world_size", 1)
     if not _number(bandwidth, "bandwidth") > 0:

@@ -319,11 +319,11 @@ def apply_terngrad(model: torch.nn.Module, state: TernGradState) -> None:
     Parameters
     ----------
     model : torch.nn.Module
-        Sharded by ``torch.distributed.fsdp.fully_shard``, itself or modules in it. Its embeddings and last linear layer
-        are carried as float32 where they are small, as `TernGradState` says of its own `model`.
+        Model that ``torch.distributed.fsdp.fully_shard`` has sharded, itself or modules in it. Its small layers are
+        carried as float32, as with the `model` of `TernGradState`.
     state : TernGradState
-        Options and step; one per model. ``float32`` gets the sharded parameters, whose shape is that of the whole.
-        ``overlap`` is left to FSDP's streams.
+        Options and step; one state per model. ``float32`` is called with the sharded parameters, whose shape is that of
+        the whole. ``overlap`` is ignored: FSDP's streams overlap.
 
     Raises
     ------

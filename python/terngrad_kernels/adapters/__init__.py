@@ -1,7 +1,7 @@
-"""What the package needs of an array framework, and which framework an array is of.
+"""What the package needs of an array framework, and which framework an array belongs to.
 
-One module a framework, imported when one of its arrays is first passed in: the framework is loaded by then. Arrays of
-anything else that speaks DLPack are `dlpack`'s. Nothing else in the package knows frameworks.
+Each framework has one module, imported when one of its arrays is first passed in: the framework is loaded by then.
+`dlpack` handles all other arrays that support DLPack. Nothing else in the package knows frameworks.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ __all__ = ["Adapter", "adapter_of", "handle_of", "no_queue", "no_stream", "numpy
 
 
 class Adapter(Protocol):
-    """One framework's arrays. All but `accepts`, `dense` and `writable` are given what `dense` gave."""
+    """The arrays of one framework. All methods but `accepts`, `dense` and `writable` take what `dense` returned."""
 
     name: str
 
     @property
     def core(self) -> Any:
-        """The operations, as functions: `_core`, or what takes its place where arrays may only be traced yet."""
+        """The operations, as functions: `_core`, or what replaces it where arrays may be traced."""
 
     def accepts(self, x: Any) -> bool:
-        """Whether `x` is an array of this framework."""
+        """Return whether `x` is an array of this framework."""
 
     def dense(self, x: Any, argument: str) -> Any:
         """Return `x`, or a dense row-major copy, as `_core` can read it: with `shape`, `ndim` and slices."""
 
     def dtype(self, x: Any) -> str:
-        """Name of the element type of `x`, e.g. "float32", "uint8"; the framework's own name for other types."""
+        """Return the name of the element type, e.g. "float32", "uint8"; for other types the framework's own name."""
 
     def device(self, x: Any) -> Any:
-        """Where `x` lies: something that compares equal on one device."""
+        """Return the device of `x`, as something that compares equal for one device."""
 
     def stream(self, x: Any) -> int | None:
         """Return the cudaStream_t of the current stream of the device of `x`, None for the host."""
 
     def queue(self, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
-        """Return where a call on a device's arrays runs, and memory for its length: `queue`, or `no_queue`."""
+        """Return the stream of a call and scratch memory for it, or None for the host: `queue`, or `no_queue`."""
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """Make `stream` the current one of the device of `x`, for a call on `arrays`, or say why it cannot be."""
+        """Make `stream` the current one of the device of `x` for a call on `arrays`, or raise."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return something that `core` can write, on the device of `like` (None: the host)."""
+        """Return memory that `core` can write, on the device of `like` (None: the host)."""
 
     def result(self, written: Any) -> Any:
-        """Turn what `empty` gave into the framework's array."""
+        """Return what `empty` returned as an array of the framework."""
 
     def writable(self, x: Any, argument: str) -> Any:
-        """Return `x` as `_core` can write it, or raise the error that says why it cannot be written."""
+        """Return `x` as `_core` can write it, or raise."""
 
     def as_float32(self, x: Any) -> Any:
-        """Return uint8 data with its last axis seen as float32."""
+        """Return uint8 data with its last axis read as float32."""
 
     def to_numpy(self, x: Any) -> Any:
         """Return `x` as a NumPy array, a view where possible."""
@@ -99,7 +99,7 @@ def adapter_of(x: Any, argument: str) -> Adapter:
     adapter = _find(x)
     if adapter is None:
         kind = f"{type(x).__module__}.{type(x).__qualname__}"
-        raise TypeError(f"{argument}: expected an array that speaks DLPack, got {kind}")
+        raise TypeError(f"{argument}: expected an array that supports DLPack, got {kind}")
     _by_type[type(x)] = adapter
     return adapter
 
@@ -110,11 +110,11 @@ def numpy_adapter() -> Adapter:
 
 
 def path_of(operation: str, x: Any, stream: Any = None) -> Callable[..., Any] | None:
-    """Return what takes an operation on `x` over, called with the same arguments; None where it is simply to be run.
+    """Return the function to call instead of an operation on `x`, with the same arguments, or None to go on.
 
-    A compiler that reads along gets it recorded. Only PyTorch's need that: TorchDynamo reads source, and has to be led
-    away before it comes to caches and compiled objects. A stream that the caller names is made the current one, and the
-    operation is called again: so everything, allocations and copies too, happens on it.
+    Under a compiler it records the operation. Only PyTorch's need that: TorchDynamo reads source, and must leave it
+    before it reaches caches and compiled objects. With a stream it makes that the current one and calls the operation
+    again, so that everything, allocations and copies too, happens on the stream.
     """
     # None also while PyTorch is being imported.
     is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
@@ -132,10 +132,10 @@ def path_of(operation: str, x: Any, stream: Any = None) -> Callable[..., Any] | 
 
 
 def queue(self: Adapter, like: Any, geometry: Any, measured: bool, *arrays: Any) -> tuple[int, Any] | None:
-    """Return the current stream of the device of `like`, and memory for the length of a call; None for the host.
+    """Return the current stream of the device of `like`, and scratch memory for one call; None for the host.
 
-    The method of adapters whose framework shows streams. `measured`: whether layers' statistics are taken. `arrays`:
-    what `_core` is given, each an array or a tuple of them. `geometry`: None for what needs no memory.
+    The method of adapters whose framework shows streams. `measured`: whether layers are measured. `arrays`: the arrays
+    passed to `_core`, each an array or a tuple of them. `geometry`: None for calls that need no scratch.
     """
     stream = self.stream(like)
     if stream is None:
@@ -152,12 +152,12 @@ def no_queue(self: Adapter, *given: Any) -> None:
 
 
 def no_stream() -> ValueError:
-    """What is wrong with a stream where there is none."""
+    """Return the error for a stream of an array that has none."""
     return ValueError("stream: CPU arrays have none, expected None")
 
 
 def handle_of(stream: Any, name: str) -> int:
-    """Return the cudaStream_t of a stream of any framework; `name`: that of the array's."""
+    """Return the cudaStream_t of a stream of any framework. `name`: the framework of the array."""
     if isinstance(stream, int) and not isinstance(stream, bool):
         return stream
     if hasattr(stream, "__cuda_stream__"):

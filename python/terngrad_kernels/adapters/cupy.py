@@ -30,7 +30,7 @@ class CuPyAdapter:
     queue = queue
 
     def accepts(self, x: Any) -> bool:
-        """Arrays."""
+        """Return whether `x` is an array."""
         return isinstance(x, cupy.ndarray)
 
     def dense(self, x: Any, argument: str) -> Any:
@@ -41,20 +41,20 @@ class CuPyAdapter:
             return cupy.ascontiguousarray(x)
 
     def dtype(self, x: Any) -> str:
-        """NumPy's name."""
+        """Return NumPy's name."""
         return str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """A cupy.cuda.Device."""
+        """Return the cupy.cuda.Device."""
         return x.device
 
     def stream(self, x: Any) -> int | None:
-        """Return CuPy's own; 0 is the default stream."""
+        """Return CuPy's current stream; 0 is the default one."""
         return int(cupy.cuda.get_current_stream(x.data.device_id).ptr)
 
     @contextmanager
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> Iterator[None]:
-        """CuPy knows no use of memory on other streams: `arrays` must live until this one is done, as ever in CuPy."""
+        """CuPy records no use of memory on other streams: `arrays` must live until this stream is done."""
         with x.device:
             if not isinstance(stream, cupy.cuda.Stream):
                 handle = handle_of(stream, self.name)

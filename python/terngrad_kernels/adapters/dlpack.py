@@ -69,7 +69,7 @@ class DLPackAdapter:
     queue = no_queue
 
     def accepts(self, x: Any) -> bool:
-        """Whatever has the method; what it gives is seen when it is called."""
+        """Return whether `x` has the method; what that returns is checked later."""
         return hasattr(type(x), "__dlpack__")
 
     def dense(self, x: Any, argument: str) -> Any:
@@ -80,19 +80,19 @@ class DLPackAdapter:
         return view if view.flags.c_contiguous else view.copy(order="C")
 
     def dtype(self, x: Any) -> str:
-        """NumPy's name."""
+        """Return NumPy's name."""
         return str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """There is one."""
+        """Return the only device."""
         return "cpu"
 
     def stream(self, x: Any) -> int | None:
-        """There is none."""
+        """Return None: the host has no streams."""
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """There is none on the host."""
+        """Make the stream current for an array on a GPU; refuse it for one on the host."""
         view = _view(x, "x")
         if known := _known(view):
             return known.on_stream(view, stream, [])

@@ -410,19 +410,19 @@ class JaxAdapter:
     queue = no_queue
 
     def accepts(self, x: Any) -> bool:
-        """Arrays and tracers."""
+        """Return whether `x` is an array or a tracer."""
         return isinstance(x, jax.Array)
 
     def dtype(self, x: Any) -> str:
-        """NumPy's name."""
+        """Return NumPy's name."""
         return str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """The set of devices."""
+        """Return the set of devices."""
         return _Anywhere() if _is_traced(x) else frozenset(x.devices())
 
     def dense(self, x: Any, argument: str) -> Any:
-        """JAX arrays are dense; concrete ones that are not there or on several devices have no memory to read."""
+        """Return the array, which is dense; refuse concrete ones without memory on one device."""
         if _is_traced(x):
             return x
         if x.is_deleted():
@@ -437,17 +437,17 @@ class JaxAdapter:
         return x
 
     def stream(self, x: Any) -> int | None:
-        """None: what runs on a GPU, XLA calls, with the stream that is its own."""
+        """Return None: on a GPU, XLA makes the calls, on its own stream."""
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """JAX shows no streams."""
+        """Refuse: JAX shows no streams."""
         if _is_xlas(x) and not _is_traced(x):
             raise ValueError("stream: JAX has streams of its own and shows none, expected None")
         raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        """Return memory that JAX can take over without a copy, or the place of a value that is traced."""
+        """Return memory that JAX can take over without a copy, or a placeholder for a traced value."""
         return _Output(shape, dtype)
 
     def result(self, written: Any) -> Any:
@@ -455,7 +455,7 @@ class JaxAdapter:
         return written.result()
 
     def writable(self, x: Any, argument: str) -> Any:
-        """No JAX array is."""
+        """Refuse: JAX arrays are immutable."""
         raise TypeError(f"{argument}: expected None, got a JAX array, which is immutable")
 
     def as_float32(self, x: Any) -> Any:

@@ -23,16 +23,16 @@ class NumpyAdapter:
     queue = no_queue
 
     def accepts(self, x: Any) -> bool:
-        """Masked arrays are refused: their masks would be lost."""
+        """Return whether `x` is an array; not a masked one, whose mask would be lost."""
         return isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray)
 
     def dtype(self, x: Any) -> str:
-        """Byte order is not part of the name: `dense` brings it to the machine's."""
+        """Return the name without the byte order, which `dense` makes the machine's."""
         name = _NAMES.get(x.dtype)
         return x.dtype.name if name is None else name
 
     def device(self, x: Any) -> Any:
-        """There is one."""
+        """Return the only device."""
         return "cpu"
 
     def dense(self, x: Any, argument: str) -> Any:
@@ -42,11 +42,11 @@ class NumpyAdapter:
         return x.astype(x.dtype.newbyteorder("="), order="C")
 
     def stream(self, x: Any) -> int | None:
-        """There is none."""
+        """Return None: the host has no streams."""
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """There is none."""
+        """Refuse: the host has no streams."""
         raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:

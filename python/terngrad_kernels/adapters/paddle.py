@@ -26,7 +26,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _require_memory(x: Any, argument: str) -> None:
-    """Refuse what has none, or not as one array."""
+    """Refuse values without memory of one array."""
     if not isinstance(x, paddle.Tensor):
         raise TypeError(f"{argument}: expected an eager tensor, got a symbolic value of a static graph")
     if not x.is_dense() or x.is_dist():
@@ -42,31 +42,31 @@ class PaddleAdapter:
     queue = queue
 
     def accepts(self, x: Any) -> bool:
-        """Tensors, and the values of static graphs, which `dense` refuses with the reason."""
+        """Return whether `x` is a tensor or a value of a static graph, which `dense` refuses."""
         return isinstance(x, (paddle.Tensor, paddle.static.Variable, paddle.pir.Value))
 
     def dense(self, x: Any, argument: str) -> Any:
-        """Data only, outside autograd."""
+        """Return the data, outside autograd."""
         _require_memory(x, argument)
         return x if x.is_contiguous() else x.detach().contiguous()
 
     def dtype(self, x: Any) -> str:
-        """The name without "paddle."."""
+        """Return the name without "paddle."."""
         return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("paddle.")
 
     def device(self, x: Any) -> Any:
-        """A place."""
+        """Return the place."""
         return x.place
 
     def stream(self, x: Any) -> int | None:
-        """Return that of paddle.device."""
+        """Return the current stream of paddle.device."""
         place = x.place
         if not place.is_gpu_place():
             return None
         return int(paddle.base.core._get_current_stream(place.gpu_device_id()).cuda_stream)
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """Paddle is told of no use of memory on other streams: `arrays` must live until this one is done."""
+        """Paddle records no use of memory on other streams: `arrays` must live until this stream is done."""
         if not x.place.is_gpu_place():
             raise no_stream()
         if not isinstance(stream, paddle.device.Stream):

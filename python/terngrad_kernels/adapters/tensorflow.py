@@ -20,11 +20,11 @@ class TensorFlowAdapter:
     queue = no_queue
 
     def accepts(self, x: Any) -> bool:
-        """Dense tensors, variables, and symbolic tensors, which `dense` refuses with the reason."""
+        """Return whether `x` is a tensor or a variable; `dense` refuses symbolic tensors."""
         return isinstance(x, (tf.Tensor, tf.Variable))
 
     def dense(self, x: Any, argument: str) -> Any:
-        """Tensors are dense; variables are read; a symbolic tensor has no memory to read."""
+        """Return the tensor, or the value of a variable; refuse symbolic tensors, which have no memory."""
         if isinstance(x, tf.Variable):
             x = x.read_value()
         if not hasattr(x, "numpy"):
@@ -40,19 +40,19 @@ class TensorFlowAdapter:
         return x
 
     def dtype(self, x: Any) -> str:
-        """The name without "tf."."""
+        """Return the name without "tf."."""
         return str(x.dtype.name)
 
     def device(self, x: Any) -> Any:
-        """The name of the device."""
+        """Return the name of the device."""
         return x.device
 
     def stream(self, x: Any) -> int | None:
-        """None: TensorFlow shows no streams."""
+        """Return None: TensorFlow shows no streams."""
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """There is none."""
+        """Refuse: TensorFlow shows no streams."""
         raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
@@ -64,7 +64,7 @@ class TensorFlowAdapter:
         return tf.experimental.dlpack.from_dlpack(written.__dlpack__())
 
     def writable(self, x: Any, argument: str) -> Any:
-        """No tensor is, and a variable's memory may be shared with tensors that were read from it."""
+        """Refuse: tensors are immutable, and a variable may share its memory with tensors that were read from it."""
         raise TypeError(f"{argument}: expected None, got a TensorFlow tensor, which is immutable")
 
     def as_float32(self, x: Any) -> Any:

@@ -38,7 +38,7 @@ _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _current_stream)
 
 
 def _require_memory(x: Any, argument: str) -> None:
-    """Refuse what has none, or not as one array; `_core` refuses what is found to have none when it is asked for it."""
+    """Refuse tensors without memory of one array, as far as can be seen here; `_core` refuses the rest."""
     if x.layout is not _strided or x.is_nested:
         kind = "nested" if x.is_nested else f"of layout {x.layout}"
         raise TypeError(f"{argument}: expected a strided tensor, got one that is {kind}")
@@ -54,19 +54,19 @@ class TorchAdapter:
     queue = queue
 
     def accepts(self, x: Any) -> bool:
-        """All tensors; those without memory of their own are refused when it is looked for."""
+        """Return whether `x` is a tensor; `dense` refuses those without memory of their own."""
         return isinstance(x, _Tensor)
 
     def dtype(self, x: Any) -> str:
-        """The name without "torch."."""
+        """Return the name without "torch."."""
         return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
 
     def device(self, x: Any) -> Any:
-        """A torch.device."""
+        """Return the torch.device."""
         return x.device
 
     def dense(self, x: Any, argument: str) -> Any:
-        """Data only, outside autograd; lazy negation and conjugation are carried out, which DLPack would ignore."""
+        """Return the data, outside autograd, with lazy negation and conjugation resolved, which DLPack would ignore."""
         _require_memory(x, argument)
         if x.requires_grad:
             x = x.detach()
@@ -75,12 +75,12 @@ class TorchAdapter:
         return x if x.is_contiguous() else x.contiguous()
 
     def stream(self, x: Any) -> int | None:
-        """Return that of torch.cuda."""
+        """Return the current stream of torch.cuda."""
         return _raw_stream(x.device.index) if x.is_cuda else None
 
     @contextmanager
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> Iterator[None]:
-        """Memory of other streams is told of its use on this one, so that it is not given away before that ends."""
+        """Record the use of the arrays on this stream, so that their memory is not reused before the call ends."""
         if not x.is_cuda:
             raise no_stream()
         if not isinstance(stream, torch.cuda.Stream):
@@ -105,7 +105,7 @@ class TorchAdapter:
         return written
 
     def writable(self, x: Any, argument: str) -> Any:
-        """Refuse what is only a view of other values."""
+        """Return the data, outside autograd; refuse lazily negated views."""
         _require_memory(x, argument)
         if x.is_neg():
             raise ValueError(f"{argument}: expected a tensor of its own values, got a lazily negated view")

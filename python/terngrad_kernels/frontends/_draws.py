@@ -17,10 +17,11 @@ _lock = threading.Lock()
 
 
 class Draws:
-    """A seed and a count of draws for each name, from which (seed, offset, layer) are made: no two draws are alike.
+    """A seed, and for each name a count of its draws, from which (seed, offset, layer) are made.
 
-    The layer word is a hash of the name, and the offset counts the draws of that name alone. So what a layer draws
-    depends on the seed, its name and its step, and not on the order in which layers come.
+    The layer word is a 31-bit hash of the name, and the offset counts the draws of that name alone. So what a layer
+    draws depends on the seed, its name and its step, and not on the order of the layers. Names of equal hash draw equal
+    bits.
 
     Parameters
     ----------

@@ -37,9 +37,9 @@ class TernGradCompressor:
     Parameters
     ----------
     average : bool, default True
-        Whether communicators divide by the number of workers: they look at it.
+        Whether communicators divide by the number of workers; they read this attribute.
     tensors_size_are_same : bool, default True
-        That the workers' compressed tensors have the same sizes, which they have: communicators look at it.
+        Whether the workers' compressed tensors have the same sizes, as they do; communicators read this attribute.
     packed : bool, default False
         False: as GRACE's own, codes are int8, a quarter of the bytes. True: one message with 2 bits per code, a
         sixteenth, for communicators that only move bytes (Allgather, Broadcast). Allreduce adds codes and AllToAll
@@ -54,7 +54,7 @@ class TernGradCompressor:
     Raises
     ------
     TypeError, ValueError
-        If `clip` or `seed` is not one.
+        The message names the argument, what was expected and what was got.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TernGradCompressor:
         Parameters
         ----------
         tensor : array
-            Of float32, float16, bfloat16 or float64, of any shape, and of any framework.
+            Tensor of float32, float16, bfloat16 or float64, of any shape and framework.
         name : object
             Which tensor it is, by its text: each draws bits of its own.
 
@@ -101,7 +101,7 @@ class TernGradCompressor:
         Raises
         ------
         TypeError, ValueError
-            Naming the argument, what it is and what was expected.
+            The message names the argument, what was expected and what was got.
         """
         adapter, x = array_of(tensor, "tensor")
         dtype = adapter.dtype(x)
@@ -138,7 +138,7 @@ class TernGradCompressor:
         Raises
         ------
         TypeError, ValueError
-            Naming the argument, what it is and what was expected.
+            The message names the argument, what was expected and what was got.
         """
         shape = _shape(ctx, "ctx")
         expected = ("one message",) if self.packed else ("codes", "scalar")
@@ -161,7 +161,18 @@ class TernGradCompressor:
         return arrays.reshape(arrays.times(arrays.reshape(x, (-1,)), scalar), shape)
 
     def aggregate(self, tensors: Iterable[Any]) -> Any:
-        """Return the sum of the tensors."""
+        """Return the sum of the tensors.
+
+        Parameters
+        ----------
+        tensors : iterable of arrays
+            Decompressed tensors, one per worker.
+
+        Returns
+        -------
+        array
+            Their sum.
+        """
         return sum(tensors)
 
 

@@ -118,7 +118,7 @@ def ternary_decoder(encoded: Any, scaler: Any, shape: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     return _decoded(encoded, scaler, _shape(shape, "shape"), "encoded", "scaler")
 
@@ -167,7 +167,7 @@ def encode_to_ternary_gradients(
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     gradients, variables = _split(grads_and_vars, "grads_and_vars")
     smallest = _smallest(size_to_binarize)
@@ -219,7 +219,7 @@ def decode_from_ternary_gradients(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     gradients, variables = _split(grads_and_vars, "grads_and_vars")
     scalers = _as_many(scalers, len(gradients), "scalers")
@@ -265,7 +265,7 @@ def clip_gradients_by_stddev(grads_and_vars: Iterable[Pair], clip_factor: float 
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     factor = _number(clip_factor, "clip_factor")
     if not 0 < factor < math.inf:
@@ -293,7 +293,7 @@ def clip_gradients_by_thresholds(grads_and_vars: Iterable[Pair], thresholds: Seq
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     pairs = list(grads_and_vars)
     thresholds = _as_many(thresholds, len(pairs), "thresholds")
@@ -325,7 +325,7 @@ def gradient_binarizing_scalers(grads_and_vars: Iterable[Pair], clip_factor: flo
     Raises
     ------
     TypeError, ValueError, BufferError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     factor = _number(clip_factor, "clip_factor")
     if not factor < math.inf:
@@ -425,7 +425,7 @@ def max_scalers(tower_scalers: Sequence[Sequence[Any]]) -> list[Any]:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     return _over_scalers(tower_scalers, _maximum)
 
@@ -433,7 +433,20 @@ def max_scalers(tower_scalers: Sequence[Sequence[Any]]) -> list[Any]:
 def average_scalers(tower_scalers: Sequence[Sequence[Any]]) -> list[Any]:
     """Share scalers: the mean of all workers, for each layer.
 
-    Takes and returns what `max_scalers` does. The sum is float32, in the order of the workers.
+    Parameters
+    ----------
+    tower_scalers : sequence of sequences
+        As in `max_scalers`.
+
+    Returns
+    -------
+    list of array of float32, shape ()
+        As from `max_scalers`. The sum is float32, in the order of the workers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, what was expected and what was got.
     """
     return _over_scalers(tower_scalers, _mean)
 
@@ -455,18 +468,28 @@ def average_gradients(tower_grads: Sequence[Iterable[Pair]]) -> list[Pair]:
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what it is and what was expected.
+        The message names the argument, what was expected and what was got.
     """
     return _averaged(_towers(tower_grads))
 
 
 def average_gradients2(tower_grads: Sequence[Iterable[Pair]]) -> list[list[Pair]]:
-    """Average the gradients of all workers; as `average_gradients`, but for each worker with its own variables.
+    """Average the gradients of all workers, as `average_gradients` does, for each worker with its own variables.
+
+    Parameters
+    ----------
+    tower_grads : sequence of iterables of (gradient, variable)
+        For each worker its layers.
 
     Returns
     -------
     list of lists of (gradient, variable)
-        One list per worker. The gradients are the same arrays in all of them.
+        One list per worker. The gradients are the same arrays in all lists.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, what was expected and what was got.
     """
     towers = _towers(tower_grads)
     means = [mean for mean, _ in _averaged(towers)]

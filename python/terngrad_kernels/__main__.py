@@ -62,14 +62,14 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Measure the kernels beside their bounds and peers; the command reads its own arguments."""
+    """Compare the kernels with their bounds and peers; the command reads its own arguments."""
     from .bench import command
 
     return command.main(arguments)
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The command line but for the options of the demo and the bench, which are read by their modules."""
+    """Return the parser of the command line, without the options of demo and bench, which their modules read."""
     parser = argparse.ArgumentParser(
         prog="python -m terngrad_kernels",
         description="TernGrad encode and decode kernels: information and checks.",
@@ -83,7 +83,7 @@ def argument_parser() -> argparse.ArgumentParser:
     about = "check the kernels of every instruction set present against golden vectors"
     commands.add_parser("selftest", help=about, description=about)
     commands.add_parser("demo", add_help=False, help="train on MNIST digits with ternary gradients")
-    commands.add_parser("bench", add_help=False, help="measure the kernels beside their bounds and their peers")
+    commands.add_parser("bench", add_help=False, help="compare the kernels with their bounds and their peers")
     return parser
 
 

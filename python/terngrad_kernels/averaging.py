@@ -1,4 +1,4 @@
-"""What averages over workers have in common in every framework: who travels as float32, and what a ring sends."""
+"""What averaging has in common in all frameworks: which layers travel as float32, and how much a ring sends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ WIDEST_CLIP = 2.0
 
 
 def travels_as_float32(elements: int, dimensions: int) -> bool:
-    """Whether a layer of so many elements and dimensions is carried as float32 where nobody says otherwise."""
+    """Return whether a layer of this many elements and dimensions is carried as float32 by default."""
     return elements < _LEAST_ELEMENTS or (dimensions <= 1 and elements < _LONGEST_BIAS)
 
 
 def ring_bytes(nbytes: int, world: int) -> int:
-    """Bytes that each worker sends in a ring all-reduce."""
+    """Return the number of bytes that each worker sends in a ring all-reduce."""
     return 2 * (world - 1) * nbytes // world

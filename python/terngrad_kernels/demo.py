@@ -60,7 +60,7 @@ EXTRA = "the extra 'demo' brings it: pip install 'terngrad-kernels[demo]' (in a 
 
 
 class DemoError(Exception):
-    """The demo cannot run here; the text says what is missing and how to get it."""
+    """The demo cannot run here. The message says what is missing and how to install it."""
 
 
 class Digits(NamedTuple):
@@ -73,7 +73,7 @@ class Digits(NamedTuple):
 
 
 class Exchanged(NamedTuple):
-    """What one exchange gave and cost: bytes sent by each worker, seconds for each worker."""
+    """Result and cost of one exchange: bytes sent and seconds, for each worker."""
 
     mean: Floats
     nbytes: int
@@ -191,7 +191,7 @@ def init(seed: int) -> Floats:
 
 
 def forward(parameters: Floats, images: Floats) -> tuple[Floats, Floats, Floats]:
-    """The two hidden layers after ReLU, and the logits."""
+    """Return the two hidden layers after ReLU, and the logits."""
     w1, b1, w2, b2, w3, b3 = layers_of(parameters)
     h1 = np.maximum(images @ w1 + b1, 0)
     h2 = np.maximum(h1 @ w2 + b2, 0)
@@ -347,7 +347,7 @@ def train(
 
 
 def compare(float32: Run, terngrad: Run) -> str:
-    """The table of both runs."""
+    """Return the table of both runs."""
     points = 100 * (terngrad.accuracy - float32.accuracy)
     tail = max(1, len(float32.losses) // 20)
     rows = [
@@ -592,7 +592,7 @@ def output_file(text: str) -> Path:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The demo's command line."""
+    """Return the parser of the demo's options."""
     parser = argparse.ArgumentParser(
         prog="python -m terngrad_kernels demo",
         description="Train LeNet-300-100 on MNIST digits with float32 and with ternary gradients.",
@@ -611,7 +611,7 @@ def argument_parser() -> argparse.ArgumentParser:
         type=partial(whole, low=1, high=1 << 10),
         default=4,
         metavar="N",
-        help=f"data-parallel workers, {BATCH} images each a step (%(default)s)",
+        help=f"data-parallel workers, of {BATCH} images per step each (%(default)s)",
     )
     add("--packing", choices=("two_bit", "base3"), default="two_bit", help="of the messages (%(default)s)")
     add(

@@ -48,7 +48,7 @@ def build_info() -> dict[str, Any]:
     }
 
 
-# Beside the compiled module, which in an editable install is not beside the sources.
+# In the folder of the compiled module, which in an editable install is not that of the sources.
 _INSTALLED = Path(_core.__file__).resolve().parent
 
 

@@ -34,7 +34,7 @@ STRATEGIES = ("gather", "sum", "requantize")
 
 
 class GradientTransformation(NamedTuple):
-    """The pair of functions that optax calls by this name.
+    """A pair of functions, as optax defines it under this name.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class GradientTransformation(NamedTuple):
 
 
 class TernGradState(NamedTuple):
-    """What `terngrad` keeps between steps: a pytree.
+    """The state of `terngrad` between steps: a pytree.
 
     ``TernGradState(step=P(), residual=P("workers"))`` are its specs for `jax.shard_map`.
 
@@ -158,7 +158,7 @@ def _axes(axis_name: Any) -> frozenset[Any]:
 
 
 def _is_tracked(axis_name: Any) -> bool:
-    """Whether JAX tracks what varies over the axis: not under vmap, nor where the checks of shard_map are off."""
+    """Return whether JAX tracks which values vary over the axis: not under vmap, nor with shard_map's checks off."""
     return _axes(axis_name) <= _adapter.varying_axes(jax.lax.axis_index(axis_name))
 
 

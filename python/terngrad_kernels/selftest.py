@@ -190,7 +190,7 @@ def load() -> dict[str, Any]:
 
 
 def runnable(case: Case) -> bool:
-    """Whether the case can run here: bfloat16 arrays need ml_dtypes, which the package does not require."""
+    """Return whether the case can run here: bfloat16 arrays need ml_dtypes, which the package does not require."""
     dtypes = [case["dtype"], *(case[part][2] for part in ("accumulate", "sum") if part in case)]
     try:
         for dtype in dtypes:

@@ -189,7 +189,7 @@ def from_bytes(buffer: Buffer, *, like: Any = None) -> Packed | Counts:
 
 
 def _table(layout: Layout) -> bytes:
-    """One entry per layer, and zeros up to a multiple of 16 bytes."""
+    """Return one entry per layer, and zeros up to a multiple of 16 bytes."""
     packings = (layout.packing,) * len(layout.shapes) if isinstance(layout.packing, str) else layout.packing
     parts = []
     for number, (shape, packing) in enumerate(zip(layout.shapes, packings, strict=True)):
@@ -208,7 +208,7 @@ def _fail(offset: int, text: str) -> NoReturn:
 
 
 def _read_layout(view: memoryview) -> tuple[Layout, int | None, int]:
-    """The layout that header and table describe, the workers of counts, and where the message starts. Builds no
+    """Return the layout in header and table, the workers of counts, and the place of the message. Makes no
     `Layout` until its cost is known to be linear in `view.nbytes`."""
     size = view.nbytes
     magic = bytes(view[: len(_MAGIC)])
@@ -302,7 +302,7 @@ def _read_layout(view: memoryview) -> tuple[Layout, int | None, int]:
 
 
 def _least_bytes(size: int, packing: str, block: int) -> int:
-    """Scale fields and payload of a layer without any padding; more shards only add to it."""
+    """Return the bytes of a layer's scale fields and payload without padding; more shards only add to them."""
     pieces = max(1, -(-size // block)) if block else 1
     # A block is whole tiles, so cutting it rounds nothing up.
     return 4 * pieces + _core.payload_bytes(PACKINGS[packing], size)

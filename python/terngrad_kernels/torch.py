@@ -276,7 +276,7 @@ def _finish(exchange: _Exchange, work: Any) -> None:
 
 
 def _future(x: torch.Tensor) -> torch.futures.Future[Any]:
-    """A future of `x`; on a GPU, whoever waits for it has his stream wait for those where it was set."""
+    """Return a future of `x`. On a GPU, the stream of whoever waits for it waits for the stream that set it."""
     return torch.futures.Future(devices=[x.device] if x.is_cuda else None)
 
 
@@ -301,7 +301,7 @@ def _beside(x: torch.Tensor, after: bool = False) -> AbstractContextManager[Any]
 
 
 def _waits_on_the_host(groups: _Groups, x: torch.Tensor) -> bool:
-    """Whether waiting for a collective holds up this thread: not with NCCL, where the current stream waits."""
+    """Return whether waiting for a collective blocks this thread: not with NCCL, where the current stream waits."""
     members = [group for group in (groups.inside, groups.between) if group is not None]
     return not x.is_cuda or any(group._get_backend(x.device).name() != "nccl" for group in members)
 
@@ -313,12 +313,12 @@ _carriers = weakref.WeakKeyDictionary()
 
 
 def _is_whole(group: Any) -> bool:
-    """Whether all ranks of the job are in it, and so can name another group of them by counting."""
+    """Return whether all ranks of the job are in the group, so that they can name another group by counting."""
     return group is None or bool(dist.get_world_size(group) == dist.get_world_size())
 
 
 def _to_be_named(groups: _Groups, again: bool) -> dict[str, Any]:
-    """What else the ranks must agree on for the groups of their `_Carrier`.
+    """Return what else the ranks must agree on to make the groups of their `_Carrier`.
 
     PyTorch names a group that only its own ranks make by how many groups a rank is in; where these numbers differ,
     the ranks would wait for one another under different names.
@@ -546,7 +546,7 @@ class TernGradState:
     # ---- buckets
 
     def _options(self) -> dict[str, Any]:
-        """What must be the same on all ranks."""
+        """Return the options that must be equal on all ranks."""
         return {
             "terngrad_kernels": __version__,
             "strategy": self.strategy,
@@ -621,7 +621,7 @@ class TernGradState:
 
     @property
     def _again(self) -> bool:
-        """Whether two collectives follow the first wait on the same ranks, so that a third group is needed."""
+        """Whether two collectives on the same ranks follow the first wait, so that a third group is needed."""
         return self.strategy == "sum"
 
     def _is_float32(self, parameter: torch.Tensor) -> bool:
@@ -658,7 +658,7 @@ def _require_state(state: Any) -> None:
 
 
 def _place(bucket: _Bucket) -> list[Any]:
-    """What residuals belong to: they mean nothing elsewhere."""
+    """Return what residuals belong to: ranks and sizes with which alone they can be used."""
     groups = bucket.groups
     second = 0 if bucket.second_residual is None else bucket.second_residual.numel()
     return [list(bucket.sizes), groups.world, groups.rank, groups.local_world, groups.local_rank, second]

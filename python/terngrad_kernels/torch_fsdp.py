@@ -52,7 +52,7 @@ STRATEGIES = ("gather", "hierarchical")
 
 
 class _Row(NamedTuple):
-    """What one rank gets of a module's gradient: a run of the flat input, a chunk of every parameter in it.
+    """The part of a module's gradient that one rank gets: a run of the flat input, with a chunk of every parameter.
 
     FSDP pads chunks to equal lengths. Padding is no gradient: counted, it would make scales too small, and sent,
     messages too long.
@@ -69,14 +69,14 @@ class _Row(NamedTuple):
 
 @dataclass
 class _Shards(_Bucket):
-    """A bucket that is cut into a row for each rank; `layout` is that of this rank's."""
+    """A bucket that is cut into one row per rank; `layout` is the layout of this rank's row."""
 
     rows: tuple[_Row, ...] = ()
     length: int = 0  # of a row, its padding included
 
 
 class _Run:
-    """The steps of a state: a backward pass in which something is averaged is one."""
+    """Counts the steps of a state: each backward pass in which something is averaged is one."""
 
     def __init__(self, state: TernGradState) -> None:
         self.state = state
@@ -138,12 +138,12 @@ class _Member:
 
     @property
     def ranks(self) -> int:
-        """That the parameters are sharded over."""
+        """Number of ranks that the parameters are sharded over."""
         return int(self._group.mesh_info.shard_mesh_size)
 
     @property
     def place(self) -> int:
-        """Of this rank among them."""
+        """Place of this rank among them."""
         return int(self._group.mesh_info.shard_mesh_rank)
 
     def begin(self, row: torch.Tensor, groups: _Groups, agreed: _Groups) -> _Shards:
@@ -217,7 +217,7 @@ def _rows(
 
 
 class _ReduceScatter(_Member):
-    """What FSDP takes in place of its reduce-scatter (``FSDPModule.set_custom_reduce_scatter``)."""
+    """The replacement of FSDP's reduce-scatter (``FSDPModule.set_custom_reduce_scatter``)."""
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return memory for the input or the output."""
@@ -272,7 +272,7 @@ class _ReduceScatter(_Member):
             tk.decode_sum(Packed(own.layout, received), weights=[weight] * world, out=own.of(output))
 
     def _weight(self, op: Any) -> float:
-        """What `op` multiplies each rank's input by. FSDP divides before and after it by itself where it wants to."""
+        """Return the factor of each rank's input in `op`. FSDP itself may divide before and after it."""
         if op == dist.ReduceOp.AVG:
             return 1.0 / self.ranks
         if op == dist.ReduceOp.SUM:
@@ -283,7 +283,7 @@ class _ReduceScatter(_Member):
 
 
 class _AllReduceHook(_Member):
-    """What FSDP calls with the shard that its own reduce-scatter leaves (``FSDPModule.set_all_reduce_hook``)."""
+    """The hook that FSDP calls with the shard from its own reduce-scatter (``FSDPModule.set_all_reduce_hook``)."""
 
     def __call__(self, reduce_output: torch.Tensor) -> None:
         """Average it over the nodes, in place."""

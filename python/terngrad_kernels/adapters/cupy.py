@@ -13,7 +13,7 @@ from ..adapters import handle_of, queue
 
 
 class _Handle:
-    """A stream by its handle."""
+    """A stream, given by its handle."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle

@@ -1,4 +1,4 @@
-"""Arrays of anything else that speaks DLPack: on a GPU through CuPy or PyTorch, where one of them is loaded."""
+"""Other arrays that support DLPack; those on a GPU through CuPy or PyTorch, where one of them is loaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 class Array(np.ndarray):
-    """What results for such arrays come in: a NumPy array that speaks DLPack 1 with every NumPy, and in bfloat16 too.
+    """The type of results for such arrays: a NumPy array that exports DLPack 1 with every NumPy, bfloat16 included.
 
     ``framework.from_dlpack(result)`` makes it an array of another framework, without a copy.
     """
@@ -54,14 +54,14 @@ def _view(x: Any, argument: str) -> Any:
 
 
 def _known(x: Any) -> Adapter | None:
-    """Return the adapter of what `_view` gave for an array on a GPU."""
+    """Return the adapter of what `_view` returned, None for the host."""
     return None if isinstance(x, Array) else adapter_of(x, "x")
 
 
 class DLPackAdapter:
-    """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as `_view` gives them.
+    """See `terngrad_kernels.adapters.Adapter`. Each array is viewed once, by `_view`.
 
-    Operations on those of a GPU go on with the adapter of the framework that looked.
+    Operations on arrays of a GPU go on with the adapter of the framework that views them.
     """
 
     name = "dlpack"

@@ -26,7 +26,7 @@ def _is_traced(x: Any) -> bool:
 
 
 def _is_xlas(x: Any) -> bool:
-    """Whether XLA is to call the operation: on values that are not there yet, and on its own streams on a GPU."""
+    """Return whether XLA calls the operation: for traced values, and on a GPU, where the streams are its own."""
     if _is_traced(x):
         return True
     platform = getattr(x, "platform", None)  # which arrays of keys have not
@@ -43,7 +43,7 @@ class _Anywhere:
 
 
 class _Output:
-    """What an operation writes, since no JAX array can be: memory that JAX takes over; traced, a value."""
+    """The output of an operation: memory that JAX takes over, since its arrays are immutable; a value if traced."""
 
     __slots__ = ("_memory", "dtype", "shape", "value")
 

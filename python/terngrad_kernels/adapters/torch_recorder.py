@@ -1,8 +1,8 @@
-"""The public functions as PyTorch's compilers record them: loaded while one is at work.
+"""The public functions as PyTorch's compilers record them; imported while one is at work.
 
 TorchDynamo reads the source of what it compiles instead of running it, and cannot follow caches and compiled objects.
-So each public function leaves for its namesake here first thing (`adapters.path_of`), which records one operator of
-`torch_operators` and cuts up its result. `torch.export` comes the same way, with tensors that have no values.
+So each public function first calls its namesake here (`adapters.path_of`), which records one operator of
+`torch_operators` and splits its result. `torch.export` takes the same path, with tensors that have no values.
 
 Layouts are static: a symbolic size is guarded to be the one that was seen, and another one is recorded anew.
 """
@@ -43,7 +43,7 @@ _DTYPES = {name: getattr(torch, name) for name in DTYPES}
 
 
 def is_recorded(x: Any) -> bool:
-    """Whether `x` (or what is in it) is a tensor without values: another thread may be compiling meanwhile."""
+    """Return whether `x` is, or contains, a tensor without values: another thread may be compiling."""
     first = x[0] if isinstance(x, (list, tuple)) and x else x
     if isinstance(first, (Packed, Counts)):
         first = first.data

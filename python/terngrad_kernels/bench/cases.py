@@ -438,7 +438,7 @@ SMALL = 1024
 
 
 def frameworks(effort: Effort, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Measure what a small call costs in each framework that is installed, beside the framework's own ``x + 1``.
+    """Measure a small call in each installed framework, compared with the framework's own ``x + 1``.
 
     Each in a process of its own: some pairs of frameworks end a process that they share.
 

@@ -25,8 +25,8 @@ def argument_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
         prog="python -m terngrad_kernels bench",
-        description="Measure every operation beside what this machine's memory does with the same bytes, and beside "
-        "what one would use instead. Only ratios of one run mean anything on a shared machine.",
+        description="Compare every operation with plain reads and fills of the same bytes on this machine, and with "
+        "alternatives. On a shared machine only ratios within one run are meaningful.",
     )
     parser.add_argument("--quick", action="store_true", help="a choice of the cases: two minutes on two cores")
     parser.add_argument("--only", metavar="SECTION,...", help=f"of {', '.join(SECTIONS)}")

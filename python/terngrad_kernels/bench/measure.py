@@ -1,4 +1,4 @@
-"""Times of calls, taken in alternation beside what the memory of the same machine does in the same minute.
+"""Times of calls, measured alternately with plain reads and fills of the same memory.
 
 On a shared machine only ratios of one run mean anything. So everything that is compared takes turns, round after
 round: what disturbs the machine disturbs all sides. A figure is the median of its rounds, its spread their quartiles.

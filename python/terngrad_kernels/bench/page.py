@@ -298,7 +298,7 @@ PLOTS: tuple[tuple[str, str, str, Callable[[Result], Any]], ...] = (
         "peers",
         "What one would use instead",
         "Encoding the same gradient on one thread, all in alternation. Hatched red: its draws failed the check, with "
-        "the reason beside the bar. Casts quantise nothing and are there for context.",
+        "the reason next to the bar. Casts quantise nothing and are there for context.",
         peers,
     ),
     (

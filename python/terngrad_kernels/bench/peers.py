@@ -1,4 +1,4 @@
-"""What one would use instead, measured beside ours, and whether its draws are right.
+"""Alternatives to this package, measured alternately with it, and whether their draws are right.
 
 Each peer says what it computes and how it differs. A draw is checked against the peer's own rule: an element between
 two levels must come out as the upper one with the probability that makes it right on average, and independently

@@ -217,7 +217,9 @@ def _frameworks(rows: list[Row]) -> Table:
         mine = {row["operation"]: row for row in rows if row["framework"] == name}
         times = [f"{mine[key]['seconds']['median'] * 1e6:.2f}" if key in mine else "" for key in operations]
         lines.append((name, *times, f"{next(iter(mine.values()))['bound']['seconds'] * 1e6:.2f}"))
-    note = f"Microseconds a call of {rows[0]['elements']:,} float32 elements, beside the framework's own x + 1."
+    note = (
+        f"Microseconds per call of {rows[0]['elements']:,} float32 elements, compared with the framework's own x + 1."
+    )
     return Table("What a call costs in each framework", note, ("framework", *operations, "x + 1"), lines)
 
 

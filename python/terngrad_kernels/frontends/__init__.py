@@ -19,7 +19,7 @@ __all__ = ["Backend", "manual_seed"]
 
 @runtime_checkable
 class Backend(Protocol):
-    """What a TernGrad frontend needs; the module `terngrad_kernels` is one (docs/backends.md).
+    """The functions that a TernGrad frontend needs, as the module `terngrad_kernels` has them (docs/backends.md).
 
     `x` is one array, a list of arrays of one framework, dtype and device, or a flat array with ``layout=``; results
     are in the framework and on the device of `x`. A backend may take more arguments than these.

@@ -1,7 +1,7 @@
-"""What the frontends need of arrays beyond an adapter: the few functions for which frameworks have different names.
+"""What frontends need of arrays beyond an adapter: the few functions whose names differ between frameworks.
 
-What all have in common (comparisons, +, -, *, slices) is written with operators. So work stays in the framework and on
-the device, and under its compiler where there is one.
+What all have in common (comparisons, +, -, *, slices) is written with operators. So work stays in the framework, on the
+device, and under its compiler where there is one.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ class NumpyArrays(Arrays):
     """NumPy, and the adapter's own subclass of its arrays, which some functions drop."""
 
     def concatenate(self, parts: Sequence[Any]) -> Any:
-        """As the first part is."""
+        """Return arrays one after the other, in the type of the first."""
         return self.module.concatenate(parts).view(type(parts[0]))
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
-        """As `y` is."""
+        """Choose elements, in the type of `y`."""
         return self.module.where(condition, x, y).view(type(y))
 
     def put(self, number: float, where: Any, x: Any) -> Any:
-        """As `x` is."""
+        """Put a number, in the type of `x`."""
         return self.where(where, np.float32(number), x)
 
     def times(self, codes: Any, scalar: Any) -> Any:
@@ -90,7 +90,7 @@ class CupyArrays(Arrays):
     """CuPy."""
 
     def zeros(self, n: int, like: Any) -> Any:
-        """On the device of `like`, which need not be the current one."""
+        """Return n zeros on the device of `like`, which need not be the current one."""
         with like.device:
             return self.module.zeros(n, "uint8")
 
@@ -99,15 +99,15 @@ class TorchArrays(Arrays):
     """PyTorch."""
 
     def cast(self, x: Any, dtype: Any) -> Any:
-        """By torch.dtype."""
+        """Return `x` as that type, by torch.dtype."""
         return x.to(getattr(self.module, dtype) if isinstance(dtype, str) else dtype)
 
     def concatenate(self, parts: Sequence[Any]) -> Any:
-        """By its own name."""
+        """Return 1-d arrays one after the other."""
         return self.module.cat(parts)
 
     def zeros(self, n: int, like: Any) -> Any:
-        """On the device of `like`."""
+        """Return n zeros on the device of `like`."""
         return self.module.zeros(n, dtype=self.module.uint8, device=like.device)
 
     def put(self, number: float, where: Any, x: Any) -> Any:
@@ -123,23 +123,23 @@ class TensorflowArrays(Arrays):
     """TensorFlow, whose tensors have no methods."""
 
     def cast(self, x: Any, dtype: Any) -> Any:
-        """By function."""
+        """Return `x` as that type."""
         return self.module.cast(x, dtype)
 
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
-        """By function."""
+        """Return `x` in that shape."""
         return self.module.reshape(x, shape)
 
     def concatenate(self, parts: Sequence[Any]) -> Any:
-        """By its own name."""
+        """Return 1-d arrays one after the other."""
         return self.module.concat(parts, 0)
 
     def zeros(self, n: int, like: Any) -> Any:
-        """Placed where they are used."""
+        """Return n zeros, which TensorFlow places where they are used."""
         return self.module.zeros(n, self.module.uint8)
 
     def digit(self, x: Any, k: int) -> Any:
-        """There is no operator for shifts."""
+        """Return bits 2k and 2k + 1, by functions: there is no operator for shifts."""
         return self.module.bitwise.right_shift(x, self.module.constant(2 * k, self.module.uint8)) & 3
 
 
@@ -147,15 +147,15 @@ class PaddleArrays(Arrays):
     """Paddle."""
 
     def concatenate(self, parts: Sequence[Any]) -> Any:
-        """By its own name."""
+        """Return 1-d arrays one after the other."""
         return self.module.concat(parts)
 
     def zeros(self, n: int, like: Any) -> Any:
-        """On the current device, as all that Paddle computes."""
+        """Return n zeros on the current device, where Paddle computes everything."""
         return self.module.zeros([n], "uint8")
 
     def digit(self, x: Any, k: int) -> Any:
-        """By tensors."""
+        """Return bits 2k and 2k + 1, by functions of tensors."""
         bits, mask = self.module.to_tensor([2 * k], "uint8"), self.module.to_tensor([3], "uint8")
         return self.module.bitwise_and(self.module.bitwise_right_shift(x, bits), mask)
 
@@ -215,6 +215,6 @@ def _require_one(value: Any, argument: str) -> None:
 
 
 def is_traced(x: Any) -> bool:
-    """Whether `x` stands for a value that `jax.jit` will fill in."""
+    """Return whether `x` is a traced value of JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.core.Tracer)

@@ -5,16 +5,16 @@
     from terngrad_kernels.frontends import terngrad as bingrad_common
 
 Gradients are arrays of any framework, each of float32, float16, bfloat16 or float64; a gradient that is None stays
-None. Variables are anything and are handed through. Measuring, clipping and drawing are the package's kernels, so the
-codes are the same bits on every machine; packing to the original's bytes is done by the framework, on the device.
+None. Variables may be any objects and are passed through. The package's kernels measure, clip and draw, so the codes
+have the same bits on every machine; the framework packs them into the original's bytes, on the device.
 
 What differs from the original, on purpose:
 
 - A layer without spread (one element, or all equal: a standard deviation of 0) is not clipped, and its scaler is its
   largest magnitude (contract section 2, `center`). The original makes zeros of it.
-- The gradient of a layer with a NaN or an infinity has the scaler +infinity and decodes to NaN everywhere.
-- The pad of `ternary_encoder`, which no decoder reads, is the digit 0 and not drawn.
-- Random bits come from `seed` and `offset` and not from TensorFlow's generator: see `stochastical_binarize_gradients`.
+- A layer with a NaN or an infinity has the scaler +infinity and decodes to NaN everywhere.
+- The padding of `ternary_encoder`, which no decoder reads, is the digit 0 and not random.
+- Random bits come from `seed` and `offset`, not from TensorFlow's generator: see `stochastical_binarize_gradients`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 #: Layers of fewer elements stay float32: the original's flag of that name. Set it here, or pass it to the functions
-#: that look at it; all workers must agree.
+#: that have such an argument; all workers must agree.
 size_to_binarize: int = 1
 
 # Stands for a threshold of 0, which the kernels would take for a mistake: what is beyond becomes the smallest float32
@@ -66,7 +66,7 @@ Pair = tuple[Any, Any]
 
 
 def ternary_encoder(input: Any) -> Any:
-    """Pack -1, 0, +1 into bytes, four a byte, as the original does.
+    """Pack -1, 0, +1 into bytes, four per byte, as the original does.
 
     ``sign + 1`` of each element in row-major order, padded by 4 - n mod 4 elements (1 to 4), cut into four equal
     quarters a0..a3: a byte is ``a0 + 4 * a1 + 16 * a2 + 64 * a3``.
@@ -74,17 +74,17 @@ def ternary_encoder(input: Any) -> Any:
     Parameters
     ----------
     input : array
-        Of any shape and any type of numbers. Other values count by their sign, NaN as 0.
+        Array of any shape and numeric type. Other values count by their sign, NaN as 0.
 
     Returns
     -------
     array of uint8, shape (n // 4 + 1,)
-        In the framework and on the device of `input`.
+        The bytes, in the framework and on the device of `input`.
 
     Raises
     ------
     TypeError
-        If `input` is no array.
+        If `input` is not an array.
     """
     adapter, x = array_of(input, "input")
     arrays = arrays_of(adapter.name)
@@ -106,14 +106,14 @@ def ternary_decoder(encoded: Any, scaler: Any, shape: Any) -> Any:
     encoded : array of uint8, shape (n // 4 + 1,)
         Any bytes decode; a digit 3, which no encoder makes, gives 2.
     scaler : number, or array of one element
-        What a code of 1 is worth, as float32.
+        Value of a code of 1, as float32.
     shape : sequence of int
-        Of the result, of n elements.
+        Shape of the result, of n elements.
 
     Returns
     -------
     array of float32
-        In the framework and on the device of `encoded`.
+        The numbers, in the framework and on the device of `encoded`.
 
     Raises
     ------
@@ -146,23 +146,23 @@ def _encoded(encoded: Any, nbytes: int, shape: tuple[int, ...], argument: str) -
 def encode_to_ternary_gradients(
     grads_and_vars: Iterable[Pair], get_shape: bool = False, *, size_to_binarize: int | None = None
 ) -> Any:
-    """Encode each layer; those of fewer than `size_to_binarize` elements are float32, seen as bytes.
+    """Encode each layer; those of fewer than `size_to_binarize` elements stay float32, returned as bytes.
 
     Parameters
     ----------
     grads_and_vars : iterable of (gradient, variable)
-        Codes -1, 0, +1, and gradients themselves in layers that stay float32.
+        Codes -1, 0, +1, or the gradients of layers that stay float32.
     get_shape : bool, default False
         Return the shapes too.
     size_to_binarize : int, optional
-        In place of the module's setting of that name.
+        Value to use instead of the module's setting of that name.
 
     Returns
     -------
     list of (array of uint8, variable)
-        Of shape (n // 4 + 1,), see `ternary_encoder`; of a layer of shape s that stays float32, s + (4,).
+        Bytes of shape (n // 4 + 1,), see `ternary_encoder`; for a layer of shape s that stays float32, s + (4,).
     list of tuple of int
-        The shapes, None where the gradient is. With `get_shape` alone: then the two are a tuple.
+        The shapes, None where the gradient is None. Only with `get_shape`, which makes the result a tuple.
 
     Raises
     ------
@@ -203,18 +203,18 @@ def decode_from_ternary_gradients(
     Parameters
     ----------
     grads_and_vars : iterable of (array of uint8, variable)
-        What was encoded.
+        Layers that `encode_to_ternary_gradients` returned.
     scalers : sequence
-        One a layer, as `ternary_decoder` takes it; not looked at where the gradient is None or stayed float32.
+        One scaler per layer, as in `ternary_decoder`; ignored where the gradient is None or stayed float32.
     shapes : sequence of shapes
-        One a layer.
+        One shape per layer.
     size_to_binarize : int, optional
-        As encoded.
+        Value that the layers were encoded with.
 
     Returns
     -------
     list of (array of float32, variable)
-        None where the gradient is.
+        The gradients, None where they are None.
 
     Raises
     ------
@@ -255,12 +255,12 @@ def clip_gradients_by_stddev(grads_and_vars: Iterable[Pair], clip_factor: float 
     grads_and_vars : iterable of (gradient, variable)
         The layers.
     clip_factor : float > 0, default 2.5
-        As the paper has it.
+        Multiple of the standard deviation; the default is that of the paper.
 
     Returns
     -------
     list of (gradient, variable)
-        New arrays like those given.
+        New arrays, of the same shapes and dtypes.
 
     Raises
     ------
@@ -281,14 +281,14 @@ def clip_gradients_by_thresholds(grads_and_vars: Iterable[Pair], thresholds: Seq
     grads_and_vars : iterable of (gradient, variable)
         The layers.
     thresholds : sequence
-        A number or an array of one element a layer; not looked at where the gradient is None. At 0 what is beyond
-        becomes +-2**-149 (rounded to the dtype), which counts as 0 everywhere after. A negative one or NaN gives NaN
-        everywhere.
+        One number, or array of one element, per layer; ignored where the gradient is None. With a threshold of 0, other
+        values become +-2**-149 (rounded to the dtype), which counts as 0 in all later steps. A negative threshold or
+        NaN gives NaN everywhere.
 
     Returns
     -------
     list of (gradient, variable)
-        New arrays like those given.
+        New arrays, of the same shapes and dtypes.
 
     Raises
     ------
@@ -314,13 +314,13 @@ def gradient_binarizing_scalers(grads_and_vars: Iterable[Pair], clip_factor: flo
     grads_and_vars : iterable of (gradient, variable)
         The layers.
     clip_factor : float
-        Above 1e-5: the scaler is clip_factor times the population standard deviation about the mean, even if no
-        element is as large. Else it is the largest magnitude.
+        If above 1e-5, the scaler is clip_factor times the population standard deviation about the mean, even if no
+        element is as large. Otherwise it is the largest magnitude.
 
     Returns
     -------
     list of array of float32, shape ()
-        One a layer, None where the gradient is.
+        One scaler per layer, None where the gradient is None.
 
     Raises
     ------
@@ -358,17 +358,17 @@ def stochastical_binarize_gradients(
     grads_and_vars : iterable of (gradient, variable)
         The layers. Those of fewer than `size_to_binarize` elements are returned as they are.
     scalers : sequence
-        A number or an array of one element a layer, as `gradient_binarizing_scalers` or `max_scalers` returns them; not
-        looked at where the gradient is None or returned as it is. A layer whose scaler is 0 (or below 2**-60),
+        One number, or array of one element, per layer, as from `gradient_binarizing_scalers` or `max_scalers`; ignored
+        where the gradient is None or returned unchanged. A layer whose scaler is 0 (or below 2**-60),
         negative, infinite or NaN has codes 0.
     seed : int or array, optional
-        Of the random bits: this worker's own (base + rank). None: that of the process, which is drawn from the
-        operating system, for each forked child too, unless `terngrad_kernels.frontends.manual_seed` has set it.
+        Seed of the random bits, different for each worker (base + rank). None: the seed of the process, which comes
+        from the operating system, also in a forked child, unless `terngrad_kernels.frontends.manual_seed` has set it.
     offset : int or array, optional
-        Step counter. Equal (seed, offset) and layers draw equal bits, everywhere. None: counts the calls in this
-        process that were given none, so that no two draw alike.
+        Step counter. Equal (seed, offset) and layers draw equal bits, everywhere. None: the number of calls without one
+        in this process so far, so that no two calls draw alike.
     size_to_binarize : int, optional
-        In place of the module's setting of that name.
+        Value to use instead of the module's setting of that name.
 
     Returns
     -------
@@ -420,7 +420,7 @@ def max_scalers(tower_scalers: Sequence[Sequence[Any]]) -> list[Any]:
     Returns
     -------
     list of array of float32, shape ()
-        One a layer, None where it is for all workers; NumPy's where only numbers are given.
+        One scaler per layer, None where it is None for all workers; NumPy arrays where only numbers are given.
 
     Raises
     ------

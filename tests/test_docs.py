@@ -5,9 +5,12 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -136,13 +139,16 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 MODULES = ("__init__", "torch", "torch_fsdp", "jax", "frontends/__init__", "frontends/terngrad", "frontends/grace")
 
 
+def full_name(module: str) -> str:
+    return ".".join(["terngrad_kernels", *(part for part in module.split("/") if part != "__init__")])
+
+
 def public_names(module: str) -> set[str]:
     """Return what a module's ``__all__`` lists, as full names."""
     source = ROOT / "python" / "terngrad_kernels" / f"{module}.py"
     listed = re.search(r"^__all__ = \[(.*?)\]", source.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     assert listed is not None
-    prefix = ".".join(["terngrad_kernels", *(part for part in module.split("/") if part != "__init__")])
-    return {f"{prefix}.{name}" for name in re.findall(r'"(\w+)"', listed[1])}
+    return {f"{full_name(module)}.{name}" for name in re.findall(r'"(\w+)"', listed[1])}
 
 
 def documented_names() -> set[str]:
@@ -166,3 +172,34 @@ def documented_names() -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_is_in_the_api_pages(module: str) -> None:
     assert public_names(module) <= documented_names()
+
+
+def functions_of(module: Any) -> Iterator[tuple[str, Any]]:
+    """Give the public functions of a module, and the public methods of its classes."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
+            for method in [key for key, found in vars(value).items() if inspect.isfunction(found)]:
+                if not method.startswith("_"):
+                    yield f"{name}.{method}", getattr(value, method)
+        elif inspect.isroutine(value):
+            yield name, value
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_say_what_is_taken_and_returned(module: str) -> None:
+    pytest.importorskip(module.partition("_")[0] if module in ("torch", "torch_fsdp", "jax") else "numpy")
+    loaded = importlib.import_module(full_name(module))
+    for name, function in functions_of(loaded):
+        text = inspect.getdoc(function) or ""
+        taken = inspect.signature(function) if inspect.isfunction(function) else None
+        wanted = set()
+        if taken and taken.parameters.keys() - {"self"}:
+            wanted.add("Parameters")
+        if taken and taken.return_annotation not in (None, "None"):
+            wanted.add("Returns")
+        found = set(re.findall(r"^(\w+)\n-+$", text, flags=re.MULTILINE))
+        assert wanted <= found, (name, wanted - found)
+        assert text, name
+    for name in loaded.__all__:
+        assert inspect.getdoc(getattr(loaded, name)), name

@@ -789,9 +789,10 @@ def test_tensors_without_memory_of_their_own(kind: str, torch: Any, capfd: pytes
 
 
 def test_tensors_of_function_transforms(torch: Any) -> None:
-    with pytest.raises(TypeError, match=r"^x: "):
+    text = "^x: expected an array with dense memory of its own, got a Tensor without$"
+    with pytest.raises(TypeError, match=text):
         torch.func.vmap(lambda x: tk.encode(x).data)(torch.ones(3, 12))
-    with pytest.raises(TypeError, match=r"^x: "):
+    with pytest.raises(TypeError, match=text):
         torch.func.grad(lambda x: tk.encode(x).data.sum().float())(torch.ones(12))
 
 

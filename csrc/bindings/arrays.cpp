@@ -236,7 +236,8 @@ bool HeldArray::take_exchanged(py::handle object) {
   DLTensor tensor{};
   if (api->dltensor_from_py_object_no_sync(object.ptr(), &tensor) != 0) {
     PyErr_Clear();
-    throw TypeError(array.name() + ": expected an array with dense memory of its own, got a " + type_name(object));
+    throw TypeError(array.name() + ": expected an array with dense memory of its own, got a " + type_name(object) +
+                    " without");
   }
   take_tensor(tensor, &array);
   array.writable = true;

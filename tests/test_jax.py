@@ -531,11 +531,23 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     ),
     "trits": (lambda x: tk.pack(x), TypeError, r"^trits: expected int8, got float32"),
     "payload": (lambda x: tk.unpack(x, shape=4000), TypeError, r"^payload: expected uint8, got float32"),
-    "out": (lambda x: tk.encode(x, out=x), TypeError, r"^out: expected None, got a JAX array, which is immutable$"),
-    "accumulate": (lambda x: tk.decode(tk.encode(x), accumulate=True), ValueError, r"^accumulate: needs out"),
+    "out": (lambda x: tk.encode(x, out=x), TypeError, r"^out: expected None, got a JAX array, which is immutable"),
+    "accumulate": (
+        lambda x: tk.decode(tk.encode(x), accumulate=True),
+        ValueError,
+        r"^out: expected what accumulate adds to, got None",
+    ),
     "NumPy beside": (lambda x: tk.encode([x, X]), TypeError, r"^x\[1\]: expected a jax array .*, got a numpy array"),
-    "validate": (lambda x: tk.validate(tk.encode(x)), TypeError, r"^packed.data: a traced value, .* outside jax.jit"),
-    "to_bytes": (lambda x: tk.to_bytes(tk.encode(x)), TypeError, r"^packed.data: a traced value, .* outside jax.jit"),
+    "validate": (
+        lambda x: tk.validate(tk.encode(x)),
+        TypeError,
+        r"^packed.data: expected known bytes, got a traced value; call validate outside jax.jit",
+    ),
+    "to_bytes": (
+        lambda x: tk.to_bytes(tk.encode(x)),
+        TypeError,
+        r"^packed.data: expected known bytes, got a traced value; call validate outside jax.jit",
+    ),
 }
 
 

@@ -628,7 +628,7 @@ BOGUS = 0xDEAD0000  # an address that faults if it is looked at
         ({"major": 0, "address": BOGUS}, BufferError, "expected DLPack version 1, got version 0"),
         ({"device_type": 2, "address": BOGUS}, ValueError, "DLPack device type 2"),
         ({"device_type": 10, "address": BOGUS, "legacy": True}, ValueError, "DLPack device type 10"),
-        ({"address": 0}, TypeError, "no memory"),
+        ({"address": 0}, TypeError, "expected an array with memory, got a fake"),
         ({"code": (1, 8), "address": BOGUS}, TypeError, "expected int8, got uint8"),
         ({"strides": (2,), "address": BOGUS}, ValueError, "expected a dense row-major array"),
         ({"strides": (-1,), "address": BOGUS}, ValueError, "expected a dense row-major array"),

@@ -14,7 +14,7 @@ import pathlib
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from terngrad_kernels.bench.report import bound_name, of, select, spread
@@ -60,7 +60,7 @@ def shown(row: dict[str, Any], text: str) -> str:
     return "unsteady"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows))
 
 
@@ -193,7 +193,7 @@ def pays() -> str:
 
 
 def parameter_server() -> str:
-    rows: list[tuple[str, ...]] = []
+    rows = []
     for down in ("counts", "trits", "float32"):
         run = load(f"{EXAMPLES}/parameter_server-{down}-seed1.json")
         cells = []
@@ -211,7 +211,7 @@ def local_sgd() -> str:
         "float32": "pseudo-gradients in float32",
         "every step": "gradients in float32 at every step, no outer steps",
     }
-    rows: list[tuple[str, ...]] = []
+    rows = []
     for key, name in names.items():
         ratio = runs["every step"]["bytes_sent"] / runs[key]["bytes_sent"]
         fewer = f" ({ratio:.0f} x fewer)" if ratio > 1 else ""

@@ -1,26 +1,23 @@
-"""Figures of README.md and docs/ out of bench/results: ``python bench/figures.py`` writes them, a test checks them.
+"""Figures of README.md and docs/, from bench/results: ``python bench/figures.py`` writes them, a test checks them.
 
-A table or sentence between ``<!-- NAME -->`` and ``<!-- end of NAME -->``, NAME one of `BLOCKS`, is made anew from the
-JSON. Any other figure that looks measured (`MEASURED`) must be, rounded as it is shown, a number of a JSON in a folder
-of bench/results that its section names, or the page where the section names none. What is neither stands in `DERIVED`,
-with what it follows from.
+A table or sentence between ``<!-- NAME -->`` and ``<!-- end of NAME -->`` is a block of `BLOCKS`, made from the JSON.
+A figure elsewhere on a page stands in one of the page's `PHRASES`, which are made from the JSON, too, and must be found
+on the page word by word. Any other number that looks measured (`MEASURED`) is an error.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import importlib
 import json
-import math
 import pathlib
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from terngrad_kernels.bench.report import bound_name, of, select
+from terngrad_kernels.bench.report import bound_name, of, select, spread
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -28,10 +25,14 @@ SUITE = "2026-11-24-zen4-suite"
 KERNELS = {"avx2": "2026-11-23-zen4-avx2", "avx512": "2026-11-23-zen4-avx512"}
 DEMO = "2026-11-23-demo"
 NETWORK = "2026-11-24-network"
+EXAMPLES = "2026-11-24-examples"
+CONVERGENCE = "2026-11-24-convergence"
+#: A row whose quartiles are further apart than this share of its median is not shown: its rounds saw two machines.
+STEADY = 0.5
 LARGE = 25_600_000
 
 
-@cache
+@functools.cache
 def load(path: str) -> Any:
     text = (RESULTS / path).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()] if path.endswith(".jsonl") else json.loads(text)
@@ -47,15 +48,27 @@ def kernel(isa: str, place: str, name: str) -> str:
     return f"{row['ns_per_element']:.3f}"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+#: What `shown` refused, for `main` to name.
+refused: set[str] = set()
+
+
+def shown(row: dict[str, Any], text: str) -> str:
+    """Return the text of a row's figure, or that there is none."""
+    if spread(row) <= STEADY:
+        return text
+    refused.add(f"{row['section']}, {row['framework']}, {row['operation']}, {row['threads']} threads: {text}")
+    return "unsteady"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ("---",) * len(header), *rows))
 
 
 def kernels() -> str:
     rows = [
         ("`scales`", "scales", "a plain read", "read"),
-        ("draw, ternarize and pack to `two_bit`", "encode two_bit", "Philox alone", "philox"),
-        ("the same to `base3`", "encode base3", "Philox alone", "philox"),
+        ("draw, ternarize and pack as `two_bit`", "encode two_bit", "Philox alone", "philox"),
+        ("the same as `base3`", "encode base3", "Philox alone", "philox"),
         ("`decode` of `two_bit`", "decode two_bit", "a fill of the output", "memset"),
         ("`decode` of `base3`", "decode base3", "a fill of the output", "memset"),
     ]
@@ -74,7 +87,7 @@ def kernels() -> str:
 def speed() -> str:
     def cell(isa: str, section: str, **fields: Any) -> str:
         row = of(suite(isa), section, **fields)
-        return f"{row['ns_per_element']:.3f} ({row['ratio']:.2f} x)"
+        return shown(row, f"{row['ns_per_element']:.3f} ({row['ratio']:.2f} x)")
 
     def line(label: str, section: str, **fields: Any) -> tuple[str, ...]:
         bound = bound_name(of(suite("avx512"), section, threads=1, **fields))
@@ -87,7 +100,7 @@ def speed() -> str:
     for model in dict.fromkeys(row["model"] for row in select(suite("avx512"), "models")):
         first = select(suite("avx512"), "models", model=model)[0]
         rows.append(line(f"`encode` of {model}, {first['layers']} layers", "models", operation="encode", model=model))
-    header = ("ns an element (of its bound)", "AVX2", "2 threads", "AVX-512", "2 threads", "the bound is")
+    header = ("ns per element (ratio to bound)", "AVX2", "2 threads", "AVX-512", "2 threads", "the bound is")
     return _table(header, rows)
 
 
@@ -100,12 +113,12 @@ def peers() -> str:
         for isa in KERNELS:
             mine = of(suite(isa), "peers", operation=name)
             times = "" if name == "terngrad_kernels" else f" ({mine['seconds']['median'] / ours[isa]:.1f} x)"
-            cells.append(f"{mine['ns_per_element']:.2f}{times}")
+            cells.append(shown(mine, f"{mine['ns_per_element']:.2f}{times}"))
         check = row["check"] or {"unbiased": "no draw", "independent": "no draw"}
         draws = " and ".join(word.lower() for word in (check["unbiased"], check["independent"]) if word.isupper())
         right = f"**{draws}**" if draws else "right" if check["unbiased"] == "yes" else "none"
         rows.append((name, *cells, f"{row['bits']:g}", right, row["says"]))
-    header = ("", "ns an element, AVX2", "AVX-512", "bits", "draws", "what it does")
+    header = ("", "ns per element, AVX2", "AVX-512", "bits", "draws", "what it does")
     return _table(header, rows)
 
 
@@ -123,11 +136,11 @@ def calls() -> str:
     rows = []
     for framework, name in _NAMES.items():
         mine = {row["operation"]: row for row in select(suite("avx512"), "frameworks", framework=framework)}
-        us = {operation: f"{row['seconds']['median'] * 1e6:.1f}" for operation, row in mine.items()}
+        us = {operation: shown(row, f"{row['seconds']['median'] * 1e6:.1f}") for operation, row in mine.items()}
         encode = us["encode"] + (f"; {us['encode, jitted']} under `jax.jit`" if "encode, jitted" in us else "")
         floor = f"{mine['encode']['bound']['seconds'] * 1e6:.1f}"
         rows.append((name, encode, us.get("encode, out=", "-"), us["decode"], floor))
-    return _table(("us a call", "`encode`", "`encode(out=)`", "`decode`", "`x + 1`"), rows)
+    return _table(("us per call", "`encode`", "`encode(out=)`", "`decode`", "`x + 1`"), rows)
 
 
 def demo() -> str:
@@ -137,11 +150,11 @@ def demo() -> str:
     assert ternary == [run["accuracy"]["terngrad"] for run in runs[5:]]
     ratios = [run["traffic"]["ratio"] for run in runs]
     return (
-        "Five seeds of it (600 steps, 4 workers, LeNet-300-100, 1,000 test images): "
-        f"float32 {statistics.mean(plain):.1%}, TernGrad {statistics.mean(ternary):.1%} on average,\n"
-        f"at {ratios[0]:.2f} times less traffic with `two_bit` and {ratios[5]:.2f} times with `base3` "
-        "(the same trits, so the same accuracies);\n"
-        f"the default seed gives {plain[0]:.1%} and {ternary[0]:.1%} "
+        "Mean accuracy over five seeds (600 steps, 4 workers, LeNet-300-100, 1,000 test images): "
+        f"float32 {statistics.mean(plain):.1%}, TernGrad {statistics.mean(ternary):.1%},\n"
+        f"with {ratios[0]:.2f} times less traffic for `two_bit` and {ratios[5]:.2f} times less for `base3` "
+        "(same trits, same accuracy).\n"
+        f"The default seed gives {plain[0]:.1%} and {ternary[0]:.1%} "
         f"([bench/results/{DEMO}](bench/results/{DEMO}))."
     ).replace("%", " %")
 
@@ -149,15 +162,63 @@ def demo() -> str:
 def call() -> str:
     def us(framework: str) -> str:
         row = of(suite("avx512"), "frameworks", framework=framework, operation="encode")
-        return f"{row['seconds']['median'] * 1e6:.1f} us"
+        return shown(row, f"{row['seconds']['median'] * 1e6:.1f} us")
 
     return (
-        f"A call of `tk.encode` on 1,024 elements takes {us('numpy')} with NumPy and {us('torch')} with PyTorch "
-        "([docs/frameworks.md](docs/frameworks.md) has all)."
+        f"`tk.encode` of 1,024 elements takes {us('numpy')} with NumPy and {us('torch')} with PyTorch "
+        "(all frameworks: [docs/frameworks.md](docs/frameworks.md#what-a-call-costs))."
     )
 
 
-#: Of page and name: what stands between its comments.
+def pays() -> str:
+    ours, hook = [], []
+    for piece in load(f"{NETWORK}/network.json")["pieces"]:
+        steps = (row for row in piece.get("rows", ()) if row["what"] == "step" and "seconds" in row)
+        rows = {row["case"]: row["seconds"] for row in steps}
+        if piece["gbit"] != 1.0 or piece["delay_ms"] or "float32" not in rows:
+            continue
+        for case, seconds in rows.items():
+            strategy, _, packing = case.partition(" ")
+            if strategy in ("gather", "sum", "requantize") and packing in ("two_bit", "base3"):
+                ours.append(rows["float32"] / seconds)
+            elif case == "fp16 hook":
+                hook.append(rows["float32"] / seconds)
+    return (
+        "**Does it pay?** Over links of 1 Gbit/s, training steps with ResNet-50's gradients were "
+        f"{min(ours):.1f} to {max(ours):.1f} times as fast as with float32\n"
+        f"(PyTorch's fp16 hook: {min(hook):.1f} to {max(hook):.1f} times; 2 and 4 workers, 0.2 s of computing, "
+        "[measured here](docs/distributed.md#measured)).\n"
+        "On fast networks plain averaging wins: [When does it pay?](docs/performance-model.md) has a model of it."
+    )
+
+
+def parameter_server() -> str:
+    rows = []
+    for down in ("counts", "trits", "float32"):
+        run = load(f"{EXAMPLES}/parameter_server-{down}-seed1.json")
+        cells = []
+        for way in ("bytes_up", "bytes_down"):
+            ratio = run["bytes_float32"] / run[way]
+            cells.append(f"{run[way]:,}" + (f" ({ratio:.1f} x fewer)" if ratio > 1 else ""))
+        rows.append((f"`{down}`", f"{run['accuracy']:.1%}".replace("%", " %"), *cells))
+    return _table(("`--down`", "accuracy", "bytes up", "bytes down"), rows)
+
+
+def local_sgd() -> str:
+    runs = load(f"{EXAMPLES}/local_sgd-adamw-seed1.json")["runs"]
+    names = {
+        "trits": "pseudo-gradients as trits, `gather`, error feedback",
+        "float32": "pseudo-gradients in float32",
+        "every step": "gradients in float32 at every step, no outer steps",
+    }
+    rows = []
+    for key, name in names.items():
+        ratio = runs["every step"]["bytes_sent"] / runs[key]["bytes_sent"]
+        fewer = f" ({ratio:.0f} x fewer)" if ratio > 1 else ""
+        rows.append((name, f"{runs[key]['accuracy']:.1%}".replace("%", " %"), f"{runs[key]['bytes_sent']:,}{fewer}"))
+    return _table(("what is sent", "accuracy", "bytes"), rows)
+
+
 def _network(name: str) -> Any:
     folder = str(ROOT / "bench" / "network")
     sys.path.insert(0, folder)
@@ -176,13 +237,17 @@ def predictions() -> str:
     return str(model.table(model.points(load(f"{NETWORK}/network.json")))).rstrip()
 
 
+#: By page and name, what stands between the comments.
 BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("README.md", "demo"): demo,
+    ("README.md", "pays"): pays,
     ("README.md", "kernels"): kernels,
     ("README.md", "speed"): speed,
     ("README.md", "peers"): peers,
     ("README.md", "call"): call,
     ("docs/frameworks.md", "calls"): calls,
+    ("docs/parameter_server.md", "parameter-server"): parameter_server,
+    ("docs/parameter_server.md", "local-sgd"): local_sgd,
     ("docs/distributed.md", "exchange"): lambda: exchanges("exchange"),
     ("docs/distributed.md", "step"): lambda: exchanges("step"),
     ("docs/performance-model.md", "points"): predictions,
@@ -202,27 +267,99 @@ def rendered(page: str, text: str) -> str:
     return text
 
 
-# ---- figures that stand alone
+# ---- figures in sentences
 
-_NUMBER = r"(?<![\w.^-])(\d[\d,]*(?:\.\d+)?)"
-#: What looks measured: a number with a unit of time or rate, a share with a decimal, a decimal of three places or more,
-#: and how many times faster something is. (How many times fewer bytes are sent is counted, not measured.)
+
+def _gained(folder: str, field: str, place: str, isa: str, name: str) -> str:
+    """Return "before -> after" of a kernel, ns per element; two figures where the two runs of a state differ."""
+
+    def state(state: str) -> str:
+        rows = [row for number in (1, 2) for row in load(f"{folder}/{state}-{number}.json")]
+        key = (place, isa, name)
+        found = sorted(f"{row[field]:.3f}" for row in rows if (row["place"], row["isa"], row["name"]) == key)
+        assert len(found) == 2, key
+        return "-".join(dict.fromkeys(found))
+
+    return f"{state('before')} -> {state('after')}"
+
+
+def _design() -> list[str]:
+    first = functools.partial(_gained, "2026-11-23-zen4-variants", "ns_per_element")
+    second = functools.partial(_gained, "2026-11-24-zen4-variants", "fastest")
+    third = functools.partial(_gained, "2026-11-24-zen4-sum_trits", "fastest", "L2", "avx512")
+    return [
+        f"Philox alone {first('L2', 'avx2', 'philox')} ns per element",
+        f"pass 2 in cache {first('L2', 'avx2', 'encode two_bit')}",
+        f"base-3 from memory {first('memory', 'avx2', 'encode base3')}",
+        f"pass 1 from memory {first('memory', 'avx2', 'scales')}",
+        f"base-3 in L2 {second('L2', 'avx2', 'encode base3')} with AVX2",
+        f"{second('L2', 'avx512', 'encode base3')} with AVX-512",
+        f"decoding base-3 in L2 {second('L2', 'avx2', 'decode base3')}",
+        f"two-bit {second('L2', 'avx2', 'decode two_bit')}",
+        f"two-bit in L2 {second('L2', 'avx512', 'encode two_bit')}, "
+        f"against {second('L2', 'avx2', 'encode two_bit').split()[-1]} with AVX2",
+        f"two-bit sums {third('sum_trits 4 two_bit')}, base-3 sums {third('sum_trits 4 base3')}",
+        f"130 cycles per 256 elements, {130 / 256 / 3.6:.2f} ns at 3.6 GHz",
+        f"{sum(load('2026-11-24-nvcc/kernels.json')['seconds'].values()):.0f} s of one core",
+    ]
+
+
+def _distributed() -> list[str]:
+    pieces = load(f"{NETWORK}/network.json")["pieces"]
+    (piece,) = (piece for piece in pieces if (piece["workers"], piece["gbit"]) == ("2", 0.1))
+    sent = {row["case"]: row["sent"] for row in piece["rows"] if row["what"] == "exchange" and "sent" in row}
+    fewer = {case: sent["float32"] / sent[f"requantize {case}"] for case in ("two_bit", "base3")}
+    return [
+        f"{fewer['two_bit']:.1f} times fewer than float32's with `requantize`, {fewer['base3']:.1f} with `base3`",
+        # By counting: `sum` with counts of 4 and 8 bits, base-3, and FSDP's 4 + 4 and 8 + 4 bytes. A setting: 0.2 s.
+        "| {0} | {0} | {1} | {1} |".format(*(f"{2 * 4 / (1 / 4 + bits / 8):.1f} x" for bits in (4, 8))),
+        f"{(1 / 4) / (1 / 5):.2f} times smaller",
+        f"{8 / (4 + 1 / 4):.1f} times fewer",
+        f"{12 / (8 + 1 / 4):.1f} times fewer",
+        "0.2 s of computing",
+    ]
+
+
+def _convergence() -> list[str]:
+    def accuracy(path: str, **fields: Any) -> dict[int, float]:
+        rows = [row for row in load(f"{CONVERGENCE}/{path}.jsonl") if all(row[key] == fields[key] for key in fields)]
+        return {row["seed"]: row["accuracy"] for row in rows}
+
+    plain = accuracy("strategies", variant="float32")
+
+    def lower(path: str, **fields: Any) -> float:
+        theirs = accuracy(path, **fields)
+        assert theirs.keys() == plain.keys()
+        return 100 * statistics.mean(plain[seed] - theirs[seed] for seed in plain)
+
+    means = [lower("strategies", variant=name) for name in ("gather", "sum", "requantize")]
+    return [
+        f"means {min(means):.1f} to {max(means):.1f} points lower",
+        f"{lower('workers', variant='gather', workers=2):.1f} points behind",
+    ]
+
+
+#: By page, the sentences' parts that have figures. They are made from the JSON, or counted.
+PHRASES: dict[str, Callable[[], list[str]]] = {
+    "docs/design.md": _design,
+    "docs/distributed.md": _distributed,
+    "docs/convergence.md": _convergence,
+    "docs/parameter_server.md": lambda: [f"a difference of {100 / 1000:.1f} points is one digit"],
+}
+
+_NUMBER = r"(?<![\w.^-])\d[\d,]*(?:\.\d+)?"
+#: What looks measured: a number with a unit of time or rate, how many times as fast something is, a decimal before a
+#: per cent sign, s, points or times, and a decimal of three places or more.
 MEASURED = re.compile(
-    rf"{_NUMBER}(?= ?(?:ns|us|ms|GB/s|TB/s)\b| ?%(?<=\d\.\d %)| (?:x|times) (?:as|faster|slower)\b)"
-    r"|(?<![\w.])(\d{1,3}\.\d{3,})(?![\w.])|(?<![\w.])(\d+\.\d+)(?= ?%)"
+    rf"{_NUMBER}(?= ?(?:ns|us|ms|GB/s|TB/s)\b| (?:x|times) (?:as|faster|slower)\b)"
+    r"|(?<![\w.])\d[\d,]*\.\d+(?= ?%| (?:s|x|points?|times)\b)"
+    r"|(?<![\w.])\d{1,3}\.\d{3,}(?!\w|\.\d)"
 )
-#: In a table that has such a unit in its header or in the paragraph above it, every decimal is.
+#: In a table with such a unit in its header or in the paragraph above it, every decimal is.
 UNIT = re.compile(r"\b(?:ns|us|ms|GB/s|TB/s)\b")
-DECIMAL = re.compile(r"(?<![\w.])(\d+\.\d+)(?![\w.])")
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)")
 #: Pages of mathematics and of bytes.
 UNMEASURED = ("docs/contract.md", "docs/format.md")
-#: Neither measured nor rendered: page, figure, and what it follows from.
-DERIVED: dict[tuple[str, str], str] = {
-    ("docs/design.md", "65.5"): "of a prototype that is not in this repository, and is said to be",
-    ("docs/performance-model.md", "65.5"): "the same prototype's",
-    ("docs/performance-model.md", "45"): "the same prototype's",
-    ("docs/convergence.md", "0.5"): "per cent of bytes, which are counted",
-}
 #: Pages with blocks between such comments that another script writes, which has a test of its own.
 ELSEWHERE = {"docs/convergence.md": "bench/convergence/tables.py"}
 
@@ -233,67 +370,30 @@ def pages() -> list[str]:
     return [page for page in found if page not in UNMEASURED]
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        yield float(value)
-
-
-@cache
-def known(folders: frozenset[str]) -> tuple[float, ...]:
-    """Numbers of every JSON in these folders."""
-    paths = (path for folder in folders for path in sorted((RESULTS / folder).rglob("*.json*")))
-    return tuple(number for path in paths for number in _numbers(load(path.relative_to(RESULTS).as_posix())))
-
-
-#: What a number of a JSON is multiplied by to be shown in a unit: JSON has seconds, ns and bytes.
-SCALES = {"ns": (1, 1e9), "us": (1, 1e6), "ms": (1, 1e3), "GB/s": (1, 1e-9), "TB/s": (1, 1e-12), "%": (1, 100)}
-
-
-def _figures(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the figures that look measured, with their units."""
-    for found in MEASURED.finditer(text):
-        figure = next(group for group in found.groups() if group).replace(",", "")
-        unit = re.match(r" ?(ns|us|ms|GB/s|TB/s|%)", text[found.end() :])
-        yield figure, unit[1] if unit else ""
+def _figures(text: str) -> Iterator[str]:
+    """Yield the figures that look measured."""
+    yield from (found[0] for found in MEASURED.finditer(text))
     for table in re.finditer(r"([^\n]+\n)?\n?((?:\|[^\n]*\n)+)", text):
         header, _, rows = table[2].partition("\n")
-        units = UNIT.findall((table[1] or "") + header)
-        for figure in DECIMAL.findall(rows) if units else ():
-            yield figure, units[0]
-
-
-def _named(text: str) -> frozenset[str]:
-    """Folders of results that a text names."""
-    names = set(re.findall(r"[\d*]+-[\w*-]+", text))
-    folders = (path.name for path in RESULTS.iterdir() if path.is_dir())
-    return frozenset(folder for folder in folders if any(fnmatch.fnmatch(folder, name) for name in names))
+        if UNIT.search((table[1] or "") + header):
+            yield from DECIMAL.findall(rows)
 
 
 def unknown(page: str, text: str) -> list[str]:
-    """Return the figures of a page that look measured and that no JSON of the folders named there has."""
-    for where, name in BLOCKS:
-        if where == page:
-            text = re.sub(rf"<!-- {name} -->.*?<!-- end of {name} -->", "", text, flags=re.DOTALL)
-    if page in ELSEWHERE:
-        text = re.sub(r"<!-- ([\w -]+) -->.*?<!-- end of \1 -->", "", text, flags=re.DOTALL)
-    wrong = []
-    for section in re.split(r"(?m)^(?=#+ )", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
-        numbers = known(_named(section) or _named(text))
-        for figure, unit in _figures(re.sub(r"`[^`\n]*`", "", section)):
-            places = len(figure.partition(".")[2])
-            shown = (f"{number * scale:.{places}f}" for number in numbers for scale in SCALES.get(unit, (1,)))
-            if (page, figure) not in DERIVED and figure not in shown:
-                wrong.append(figure)
-    return wrong
+    """Return what is wrong with a page outside its blocks: figures of no JSON, and phrases that it lacks."""
+    names = [name for where, name in BLOCKS if where == page] + [r"[\w -]+"] * (page in ELSEWHERE)
+    for name in names:
+        text = re.sub(rf"<!-- ({name}) -->.*?<!-- end of \1 -->", "", text, flags=re.DOTALL)
+    missing = []
+    for phrase in PHRASES.get(page, list)():
+        text, found = re.subn(r"\s+".join(map(re.escape, phrase.split())), "", text)
+        if not found:
+            missing.append(phrase)
+    return missing + list(_figures(re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)))
 
 
 def main() -> None:
-    """Write the blocks of every page anew, and name the figures that nothing stands behind."""
+    """Write the blocks of every page anew, and name what is left to a person."""
     for page in pages():
         path = ROOT / page
         before = path.read_text(encoding="utf-8")
@@ -302,7 +402,9 @@ def main() -> None:
             path.write_text(after, encoding="utf-8")
             print(f"{page}: written anew")
         for figure in unknown(page, after):
-            print(f"{page}: {figure} is in no JSON of the folders that it names")
+            print(f"{page}: {figure!r} is of no JSON, or is not on the page although a phrase has it")
+    for row in sorted(refused):
+        print(f"{SUITE}: too unsteady to show: {row}")
 
 
 if __name__ == "__main__":

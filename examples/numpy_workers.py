@@ -1,4 +1,4 @@
-"""Four workers fit a linear model with ternary gradients. NumPy alone."""
+"""Four workers fit a linear model with ternary gradients. NumPy only."""
 
 import numpy as np
 

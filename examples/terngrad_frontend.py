@@ -1,4 +1,4 @@
-"""The calls of wenwei202/terngrad, on our kernels: least squares with four workers. Only the first import is new."""
+"""The functions of wenwei202/terngrad on our kernels: least squares with four workers. Only the first import is new."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from terngrad_kernels.frontends import terngrad as bingrad_common
 
 WORKERS, STEPS, RATE = 4, 300, 0.05
 
-bingrad_common.manual_seed(1)  # leave it out for other bits in each run; in a cluster: base + rank
+bingrad_common.manual_seed(1)  # without it each run draws different bits; in a cluster: base + rank
 rng = np.random.default_rng(0)
 truth = {"weights": rng.standard_normal((64, 8)).astype(np.float32), "bias": np.ones(8, np.float32)}
 model = {name: np.zeros_like(value) for name, value in truth.items()}

@@ -1,4 +1,4 @@
-"""Two processes fit a linear model; what they send each other is packed.data. PyTorch, torch.distributed over gloo."""
+"""Two processes fit a linear model and send each other packed.data. PyTorch, torch.distributed over gloo."""
 
 import os
 

@@ -181,7 +181,7 @@ def traffic(folder: Path) -> str:
             else:
                 cells += ["-"] * 4
         rows.append(cells)
-    head = ["message, bytes", "against 4 bytes an element", "sent by each of 4", "against a ring"]
+    head = ["message, bytes", "against 4 bytes per element", "sent by each of 4", "against a ring"]
     return markdown(["exchange", *(f"{name}: {each}" for name in ("LeNet", "transformer") for each in head)], rows)
 
 

@@ -1,7 +1,7 @@
 /* A worker encodes one layer and sends it through a pipe; the server decodes it, adds it to its sum, and compares.
  *
- * The server makes the same gradient, so it knows what has to arrive: the bytes depend on the values, the seed, the
- * step and the layer's number alone, whatever the processor. */
+ * The server makes the same gradient, so it knows what must arrive: the bytes depend only on the values, the seed, the
+ * step and the layer's number, not on the processor. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <stdio.h>

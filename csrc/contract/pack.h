@@ -50,9 +50,10 @@ TERNGRAD_CONTRACT uint32_t code_of(Packing packing, int32_t value, int64_t row) 
 TERNGRAD_CONTRACT int8_t value_in(Packing packing, uint32_t byte, int64_t row) {
   if (packing == Packing::base3) {
     // Thrice the fraction of byte / 3^(row + 1) has the digit as its whole part. 16 bits are exact for every byte: the
-    // factor, rounded up, adds less than 255 / 2^16 to a fraction, and the next digit begins 1 / 3^5 further.
-    const uint32_t power = 3u * power_of_three(row);
-    const auto fraction = static_cast<uint16_t>(byte * ((0x10000u + power - 1u) / power));
+    // factor, 2^16 / 3^(row + 1) rounded up, adds less than 255 / 2^16 to a fraction, and the next digit begins 1 / 3^5
+    // further.
+    const uint32_t factor = row == 0 ? 21846u : row == 1 ? 7282u : row == 2 ? 2428u : row == 3 ? 810u : 270u;
+    const auto fraction = static_cast<uint16_t>(byte * factor);
     const auto digit = static_cast<uint16_t>(fraction * 3u >> 16);
     return static_cast<int8_t>(digit - 3 * (digit >> 1));
   }

@@ -32,13 +32,22 @@ TERNGRAD_CONTRACT Quantiser quantiser_of(Scale layer) {
 // T in [0, 2^31]: the element fires if u < T. The comparison is false for NaN, which so takes the bound; the bound is
 // at most 2^31, so the conversion is defined.
 TERNGRAD_CONTRACT uint32_t threshold_of(float x, const Quantiser& quantiser) {
+#if defined(__CUDA_ARCH__)  // two instructions, the second of which takes its other operand for a NaN
+  return static_cast<uint32_t>(fminf(fabsf(x) * quantiser.inverse, quantiser.bound));
+#else
   const float scaled = float_of(magnitude_bits(x)) * quantiser.inverse;
   return static_cast<uint32_t>(scaled < quantiser.bound ? scaled : quantiser.bound);
+#endif
 }
 
-TERNGRAD_CONTRACT int8_t trit_of(float x, uint32_t threshold, uint32_t uniform) {
-  const int fires = uniform < threshold;
-  return static_cast<int8_t>(bits_of(x) >> 31 ? -fires : fires);
+// A trit as bits, from which any code is cut out: none for 0, every even one for +1, all for -1.
+TERNGRAD_CONTRACT uint32_t pattern_of(float x, uint32_t threshold, uint32_t uniform) {
+  const uint32_t sign = 0u - (bits_of(x) >> 31);
+  return uniform < threshold ? sign | 0x55555555u : 0u;
+}
+
+TERNGRAD_CONTRACT int8_t trit_in(uint32_t pattern) {
+  return static_cast<int8_t>((pattern & 1u) - (pattern >> 30 & 2u));
 }
 
 }  // namespace terngrad

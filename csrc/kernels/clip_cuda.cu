@@ -19,8 +19,8 @@ __global__ __launch_bounds__(kThreads, 4) void clip_array(const __grid_constant_
                                                           const __grid_constant__ Bucket x,
                                                           const __grid_constant__ ScaleSource scales,
                                                           const __grid_constant__ Bucket out) {
-  const Unit unit = unit_of(geometry, geometry.tiles - 1 - blockIdx.x);
-  if (unit.count == 0) return;
+  Unit unit;
+  if (!has_unit(geometry, geometry.tiles - 1 - blockIdx.x, &unit) || unit.count == 0) return;
   const Piece& piece = geometry.pieces[unit.piece];
   const float limit = scales.limit ? scales.limit[piece.group] : scale_for(scales, piece).limit;
   const auto bytes = static_cast<int64_t>(sizeof(T));

@@ -27,32 +27,6 @@ TERNGRAD_DEVICE V chosen(uint32_t byte, const Worth<V>& worth) {
   }
 }
 
-// The counts or carried values of a row of a unit that lies in whole tiles.
-TERNGRAD_DEVICE void values_of_row(Packing packing, const uint8_t* payload, int row, float (&x)[4]) {
-  const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
-  if (packing == Packing::float32) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = float_of(load_word(payload + 4 * (element + j)));
-  } else if (packing == Packing::counts16) {
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      const uint32_t pair = load_word(payload + 2 * (element + j));
-      x[j] = static_cast<float>(static_cast<int16_t>(pair));
-      x[j + 1] = static_cast<float>(static_cast<int16_t>(pair >> 16));
-    }
-  } else {
-    const int rows = static_cast<int>(rows_of(packing));
-    const uint32_t word = load_word(payload + row / rows * kColumns + 4 * lane_of());
-#pragma unroll
-    for (int j = 0; j < 4; ++j) x[j] = static_cast<float>(value_in(packing, word >> (8 * j) & 255u, row % rows));
-  }
-}
-
-TERNGRAD_DEVICE float value_of(Packing packing, const uint8_t* payload, int count, int element) {
-  if (packing == Packing::float32) return float_of(load_word(payload + 4 * element));
-  return static_cast<float>(value_at(packing, payload, count, element));
-}
-
 // One unit of the output.
 template <class T>
 struct Output {
@@ -90,13 +64,6 @@ template <class T>
 TERNGRAD_DEVICE void fill_nan(const Output<T>& out, int count) {
   const T nan = narrowed<T>(float_of(kNaN32));
   for (int i = lane_of(); i < count; i += kWarp) reinterpret_cast<T*>(out.base)[i] = nan;
-}
-
-// Rows of a unit that lie in whole tiles of a packing.
-TERNGRAD_DEVICE int full_rows_of(Packing packing, int count) {
-  const bool tiled = packing != Packing::float32 && packing != Packing::counts16;
-  const int rows = tiled ? static_cast<int>(rows_of(packing)) : 1;
-  return count / (rows * static_cast<int>(kColumns)) * rows;
 }
 
 // ---- one message, written
@@ -156,8 +123,8 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__ Geometry geometry,
                                                          const __grid_constant__ Messages messages,
                                                          const __grid_constant__ Bucket out) {
-  const Unit unit = unit_of(geometry, blockIdx.x);
-  if (unit.count == 0) return;
+  Unit unit;
+  if (!has_unit(geometry, blockIdx.x, &unit) || unit.count == 0) return;
   const Piece& piece = geometry.pieces[unit.piece];
   const Message message = message_at(messages, 0);
   const bool carries = piece.packing == Packing::float32;
@@ -170,21 +137,40 @@ __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__
 
 // ---- several messages, added
 
-// fma(worth, t, sum) for a trit: the product is exact, and a sum does the same.
-template <class Form, int Row = 0>
-TERNGRAD_DEVICE void add_rows(uint32_t word, const Worth<float>& worth, float (&sums)[Form::rows][4]) {
+// Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
+// made together, a byte each, and fma(2 * worth, half, sum) is fma(worth, trit, sum) unless twice the worth overflows.
+TERNGRAD_DEVICE void add_halves(uint32_t halves, int byte, float twice, float* sum) {
+  const float half = float_of(__byte_perm(halves, 0u, static_cast<unsigned>(byte) << 12 | 0x444u));
+  *sum = fmaf(twice, half, *sum);
+}
+
+TERNGRAD_DEVICE void add_word(Tiled<Packing::two_bit>, uint32_t word, float twice, float (&sums)[4][4]) {
+  const uint32_t fired = word & 0x55555555u;
+  const uint32_t minus = word >> 1 & fired;  // code 10 is 0
 #pragma unroll
-  for (int j = 0; j < 4; ++j) sums[Row][j] = sums[Row][j] + chosen<Form, Row>(word >> (8 * j) & 255u, worth);
-  if constexpr (Row + 1 < Form::rows) add_rows<Form, Row + 1>(word, worth, sums);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t signs = minus << (7 - 2 * i) & 0x80808080u;
+    const uint32_t halves = (fired >> (2 * i) & 0x01010101u) * 0x3fu + signs;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) add_halves(halves, j, twice, &sums[i][j]);
+  }
 }
 
-TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
-  return message.data + piece.payload_at + payload_bytes(piece.packing, begin);
-}
-
-TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
-  return piece.packing == Packing::float32 ? message.weight
-                                           : message.weight * load_scale(message.data + piece.scale_at);
+// Two bytes side by side in 16 bits each; 171 / 512 is a third for all bytes.
+TERNGRAD_DEVICE void add_word(Tiled<Packing::base3>, uint32_t word, float twice, float (&sums)[5][4]) {
+  uint32_t pairs[2] = {word & 0x00ff00ffu, word >> 8 & 0x00ff00ffu};
+#pragma unroll
+  for (int i = 0; i < 5; ++i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint32_t thirds = pairs[k] * 171u >> 9 & 0x007f007fu;
+      const uint32_t digits = pairs[k] - 3u * thirds;
+      pairs[k] = thirds;
+      const uint32_t halves = digits * 0x3fu + (digits >> 1 & 0x00010001u) * 0x41u;
+      add_halves(halves, 0, twice, &sums[i][k]);
+      add_halves(halves, 2, twice, &sums[i][k + 2]);
+    }
+  }
 }
 
 // Trits: the sums of a tile's rows side by side, so that each word is read once.
@@ -204,7 +190,7 @@ TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, con
       const float worth = worth_in(message, piece);
       const uint32_t word =
           load_word(payload_of(message, piece, unit.begin) + tile * static_cast<int>(kColumns) + 4 * lane_of());
-      add_rows<Form>(word, Worth<float>{worth * 0.0f, worth, -worth}, sums);
+      add_word(Form{}, word, 2.0f * worth, sums);
     }
 #pragma unroll
     for (int i = 0; i < kFormRows; ++i) out.store(tile * kFormRows + i, sums[i]);
@@ -234,12 +220,13 @@ template <class T>
 __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_constant__ Geometry geometry,
                                                                 const __grid_constant__ Messages messages, bool fresh,
                                                                 const __grid_constant__ Bucket out) {
-  const Unit unit = unit_of(geometry, blockIdx.x);
-  if (unit.count == 0) return;
+  Unit unit;
+  if (!has_unit(geometry, blockIdx.x, &unit) || unit.count == 0) return;
   const Piece& piece = geometry.pieces[unit.piece];
   const Output<T> to = output_of<T>(out, piece, unit.begin);
-  if (SumSource::at(messages, unit.piece).poisoned) return fill_nan(to, unit.count);
-  const int full_rows = full_rows_of(piece.packing, unit.count);
+  const SumSource sum = SumSource::at(messages, unit.piece);
+  if (sum.poisoned) return fill_nan(to, unit.count);
+  const int full_rows = sum.is_extreme ? 0 : full_rows_of(piece.packing, unit.count);
   if (piece.packing == Packing::two_bit) {
     sum_tiles<Tiled<Packing::two_bit>>(messages, piece, unit, full_rows, fresh, to);
   } else if (piece.packing == Packing::base3) {
@@ -248,13 +235,13 @@ __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_con
     sum_rows(messages, piece, unit, full_rows, fresh, to);
   }
   for (int i = full_rows * static_cast<int>(kColumns) + lane_of(); i < unit.count; i += kWarp) {
-    float sum = fresh ? 0.0f : to.one(i);
+    float x = fresh ? 0.0f : to.one(i);
     for (int64_t m = 0; m < messages.count; ++m) {
       const Message message = message_at(messages, m);
       const float value = value_of(piece.packing, payload_of(message, piece, unit.begin), unit.count, i);
-      sum = fmaf(worth_in(message, piece), value, sum);
+      x = fmaf(worth_in(message, piece), value, x);
     }
-    to.store_one(i, sum);
+    to.store_one(i, x);
   }
 }
 

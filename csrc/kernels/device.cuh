@@ -19,7 +19,8 @@ constexpr int kRowGroup = 4 * static_cast<int>(kColumns);  // elements of four r
 static_assert(kUnit % kColumns == 0 && kUnit % kRowGroup == 0, "a unit is whole groups of rows");
 
 TERNGRAD_DEVICE int lane_of() { return static_cast<int>(threadIdx.x) % kWarp; }
-TERNGRAD_DEVICE int warp_of() { return static_cast<int>(threadIdx.x) / kWarp; }
+// The same in all lanes, by which the compiler sees that what follows from it is, and takes far fewer registers.
+TERNGRAD_DEVICE int warp_of() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarp, 0); }
 
 TERNGRAD_DEVICE int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -129,6 +130,28 @@ TERNGRAD_DEVICE void store_word(uint8_t* to, uint32_t word) {
   for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
 }
 
+TERNGRAD_DEVICE void store_floats(uint8_t* to, const float (&x)[4]) {
+  if (is_aligned(to, 16)) {
+    return __stcs(reinterpret_cast<uint4*>(to), uint4{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])});
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) store_word(to + 4 * i, bits_of(x[i]));
+}
+
+template <class T>
+TERNGRAD_DEVICE void widen_four(const Four<T>& four, float (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = widen(four.values[i]);
+}
+
+// widen() of two at a time, without taking them apart first.
+TERNGRAD_DEVICE void widen_four(const Four<BFloat16>& four, float (&x)[4]) {
+  uint32_t pairs[2];
+  memcpy(pairs, &four, sizeof pairs);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = float_of(i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xffff0000u);
+}
+
 TERNGRAD_DEVICE float load_scale(const uint8_t* from) { return float_of(load_word(from)); }
 
 template <class T>
@@ -140,7 +163,7 @@ TERNGRAD_DEVICE T narrowed(float x) {
 
 // ---- tiles, pieces, layers
 
-// What a warp works on: elements [begin, begin + count) of a piece. Empty where it has nothing to do.
+// What a warp works on: elements [begin, begin + count) of a piece.
 struct Unit {
   int64_t piece;
   int64_t begin;
@@ -148,11 +171,15 @@ struct Unit {
   bool first;  // of the piece: whoever has it also writes what a piece has once
 };
 
-TERNGRAD_DEVICE Unit unit_of(const Geometry& geometry, int64_t tile) {
-  const int64_t piece = find(geometry.piece_tiles, geometry.piece_count, tile);
-  const int64_t begin = (tile - geometry.piece_tiles[piece]) * kTile + warp_of() * kUnit;
-  const int64_t count = smaller_of(kUnit, geometry.pieces[piece].size - begin);
-  return Unit{piece, begin, count < 0 ? 0 : static_cast<int32_t>(count), begin == 0};
+// Whether this warp has a unit of the tile; which one.
+TERNGRAD_DEVICE bool has_unit(const Geometry& geometry, int64_t tile, Unit* unit) {
+  const int64_t index = tile * kWarps + warp_of();
+  if (index >= geometry.units) return false;
+  unit->piece = find(geometry.piece_units, geometry.piece_count, index);
+  unit->begin = (index - geometry.piece_units[unit->piece]) * kUnit;
+  unit->count = static_cast<int32_t>(smaller_of(kUnit, geometry.pieces[unit->piece].size - unit->begin));
+  unit->first = unit->begin == 0;
+  return true;
 }
 
 TERNGRAD_DEVICE unsigned char* address_of(const Bucket& bucket, const Piece& piece, int64_t element_bytes) {
@@ -184,7 +211,7 @@ TERNGRAD_DEVICE Scale scale_for(const ScaleSource& source, const Piece& piece) {
   return Scale{__ldcg(&measured->scale), __ldcg(&measured->limit)};
 }
 
-// ---- where elements come from: four neighbours as float32, `element` a multiple of 4 of the piece or group
+// ---- where elements come from, as float32
 
 template <class T>
 struct ArraySource {
@@ -195,16 +222,27 @@ struct ArraySource {
   static __device__ __forceinline__ ArraySource at(const unsigned char* base) {
     return ArraySource{base, takes_vectors<T>(base)};
   }
+  // Four neighbours, the first a multiple of 4 of the piece or group.
   __device__ __forceinline__ void load(int64_t element, float (&x)[4], Again again = Again::yes) const {
-    const Four<T> four = load_four<T>(base, element, vectors, again);
+    widen_four(load_four<T>(base, element, vectors, again), x);
+  }
+  // The same of some rows, the first `rows` of them, which are 0 before.
+  __device__ __forceinline__ void load_rows(int64_t element, int rows, float (&x)[4][4]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = widen(four.values[i]);
+    for (int i = 0; i < 4; ++i) {
+      if (i < rows) load(element + i * kColumns, x[i], Again::no);
+    }
   }
   __device__ __forceinline__ float one(int64_t element) const {
     return widen(reinterpret_cast<const T*>(base)[element]);
   }
   __device__ __forceinline__ float carried_at(int64_t element) const {
     return carried(reinterpret_cast<const T*>(base)[element]);
+  }
+  __device__ __forceinline__ void carried_four(int64_t element, float (&x)[4]) const {
+    const Four<T> four = load_four<T>(base, element, vectors, Again::no);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = carried(four.values[i]);
   }
 };
 
@@ -221,20 +259,82 @@ TERNGRAD_DEVICE int value_at(Packing packing, const uint8_t* payload, int count,
   return value_in(packing, bytes[inside % columns], inside / columns);
 }
 
+TERNGRAD_DEVICE float value_of(Packing packing, const uint8_t* payload, int count, int element) {
+  if (packing == Packing::float32) return float_of(load_word(payload + 4 * element));
+  return static_cast<float>(value_at(packing, payload, count, element));
+}
+
+TERNGRAD_DEVICE int rows_in(Packing packing) {
+  const bool tiled = packing != Packing::float32 && packing != Packing::counts16;
+  return tiled ? static_cast<int>(rows_of(packing)) : 1;
+}
+
+// Rows of a unit that lie in whole tiles of a packing.
+TERNGRAD_DEVICE int full_rows_of(Packing packing, int count) {
+  const int rows = rows_in(packing);
+  return count / (rows * static_cast<int>(kColumns)) * rows;
+}
+
+template <class Form>
+TERNGRAD_DEVICE void values_of_tiled_row(const uint8_t* payload, int row, float (&x)[4]) {
+  constexpr int kFormRows = static_cast<int>(Form::rows);
+  const uint32_t word = load_word(payload + row / kFormRows * static_cast<int>(kColumns) + 4 * lane_of());
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    x[j] = static_cast<float>(value_in(Form::packing, word >> (8 * j) & 255u, row % kFormRows));
+  }
+}
+
+// The trits, counts or carried values of a row of a unit that lies in whole tiles.
+TERNGRAD_DEVICE void values_of_row(Packing packing, const uint8_t* payload, int row, float (&x)[4]) {
+  const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
+  switch (packing) {
+    case Packing::two_bit: return values_of_tiled_row<Tiled<Packing::two_bit>>(payload, row, x);
+    case Packing::base3: return values_of_tiled_row<Tiled<Packing::base3>>(payload, row, x);
+    case Packing::counts4: return values_of_tiled_row<Tiled<Packing::counts4>>(payload, row, x);
+    case Packing::counts8: return values_of_tiled_row<Tiled<Packing::counts8>>(payload, row, x);
+    case Packing::counts16:
+#pragma unroll
+      for (int j = 0; j < 4; j += 2) {
+        const uint32_t pair = load_word(payload + 2 * (element + j));
+        x[j] = static_cast<float>(static_cast<int16_t>(pair));
+        x[j + 1] = static_cast<float>(static_cast<int16_t>(pair >> 16));
+      }
+      return;
+    case Packing::float32:
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = float_of(load_word(payload + 4 * (element + j)));
+  }
+}
+
+TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
+  return message.data + piece.payload_at + payload_bytes(piece.packing, begin);
+}
+
+TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
+  return piece.packing == Packing::float32 ? message.weight
+                                           : message.weight * load_scale(message.data + piece.scale_at);
+}
+
 // The float32 sum of messages, of one piece.
 struct SumSource {
   const Messages* messages;
   int64_t piece_index;
   bool poisoned;
+  bool is_extreme;  // twice a message's worth may overflow
 
   static __device__ __forceinline__ SumSource at(const Messages& messages, int64_t piece) {
     bool poisoned = false;
+    bool extreme = false;
     for (int64_t i = lane_of(); i < messages.count; i += kWarp) {
       const Message message = message_at(messages, i);
       const Piece& own = message.pieces[piece];
-      if (own.packing != Packing::float32 && is_poisoned(load_scale(message.data + own.scale_at))) poisoned = true;
+      if (own.packing == Packing::float32) continue;
+      const float scale = load_scale(message.data + own.scale_at);
+      if (is_poisoned(scale)) poisoned = true;
+      if (fabsf(message.weight * scale) >= 0x1p127f) extreme = true;
     }
-    return SumSource{&messages, piece, __any_sync(kAllLanes, poisoned) != 0};
+    return SumSource{&messages, piece, __any_sync(kAllLanes, poisoned) != 0, __any_sync(kAllLanes, extreme) != 0};
   }
   __device__ __noinline__ float one(int64_t element) const {
     if (poisoned) return float_of(kNaN32);
@@ -243,22 +343,52 @@ struct SumSource {
     for (int64_t i = 0; i < messages->count; ++i) {
       const Message message = message_at(*messages, i);
       const Piece& own = message.pieces[piece_index];
-      const uint8_t* payload = message.data + own.payload_at + payload_bytes(own.packing, begin);
+      const uint8_t* payload = payload_of(message, own, begin);
       const int inside = static_cast<int>(element - begin);
-      if (own.packing == Packing::float32) {
-        sum = fmaf(message.weight, float_of(load_word(payload + 4 * inside)), sum);
-      } else {
-        const float worth = message.weight * load_scale(message.data + own.scale_at);
-        const int count = static_cast<int>(smaller_of(kUnit, own.size - begin));
-        sum = fmaf(worth, static_cast<float>(value_at(own.packing, payload, count, inside)), sum);
-      }
+      const int count = static_cast<int>(smaller_of(kUnit, own.size - begin));
+      sum = fmaf(worth_in(message, own), value_of(own.packing, payload, count, inside), sum);
     }
     return sum == sum ? sum : float_of(kNaN32);
   }
   __device__ __forceinline__ float carried_at(int64_t element) const { return one(element); }
-  __device__ __forceinline__ void load(int64_t element, float (&x)[4], Again = Again::yes) const {
-#pragma unroll
+  __device__ __forceinline__ void carried_four(int64_t element, float (&x)[4]) const {
     for (int i = 0; i < 4; ++i) x[i] = one(element + i);
+  }
+  // Each message's payload is looked up once for all of the rows. (Inlined, it would take all registers.)
+  __device__ __noinline__ void load_rows(int64_t element, int rows, float (&x)[4][4]) const {
+    const int64_t begin = element / kUnit * kUnit;
+    const int row = static_cast<int>(element - begin) / static_cast<int>(kColumns);
+    bool whole = !poisoned;
+    for (int64_t m = 0; m < messages->count && whole; ++m) {
+      const Piece& own = message_at(*messages, m).pieces[piece_index];
+      whole = row + rows <= full_rows_of(own.packing, static_cast<int>(smaller_of(kUnit, own.size - begin)));
+    }
+    if (!whole) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4 && i < rows; ++j) x[i][j] = one(element + i * kColumns + j);
+      }
+      return;
+    }
+    for (int64_t m = 0; m < messages->count; ++m) {
+      const Message message = message_at(*messages, m);
+      const Piece& own = message.pieces[piece_index];
+      const float worth = worth_in(message, own);
+      const uint8_t* payload = payload_of(message, own, begin);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i >= rows) break;
+        float values[4];
+        values_of_row(own.packing, payload, row + i, values);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[i][j] = fmaf(worth, values[j], x[i][j]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[i][j] = x[i][j] == x[i][j] ? x[i][j] : float_of(kNaN32);
+    }
   }
 };
 
@@ -281,15 +411,15 @@ TERNGRAD_DEVICE uint32_t uniform_at(const PhiloxWords& words) {
   return __byte_perm(y, words.w[I], kPlaces) >> 1;
 }
 
-// A lane's trits of four rows: [row][column].
+// A lane's trits of four rows, as their patterns: [row][column].
 struct Trits {
-  int8_t t[4][4];
+  uint32_t t[4][4];
 };
 
 template <int I, int J = 0>
 TERNGRAD_DEVICE void trits_of_row(const float (&x)[4], const PhiloxWords& words, const Quantiser& quantiser,
                                   Trits* to) {
-  to->t[I][J] = trit_of(x[J], threshold_of(x[J], quantiser), uniform_at<I, J>(words));
+  to->t[I][J] = pattern_of(x[J], threshold_of(x[J], quantiser), uniform_at<I, J>(words));
   if constexpr (J < 3) trits_of_row<I, J + 1>(x, words, quantiser, to);
 }
 
@@ -305,10 +435,7 @@ class DrawnTrits {
   __device__ __forceinline__ Trits whole(int group, int rows) const {
     const int64_t element = begin + group * kRowGroup + 4 * lane_of();
     float x[4][4] = {};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < rows) source.load(element + i * kColumns, x[i], Again::no);
-    }
+    source.load_rows(element, rows, x);
     return drawn(element, x);
   }
   // Of those elements of a group that are in the unit.
@@ -350,6 +477,13 @@ class DrawnTrits {
 constexpr int kMostTile = 640;
 static_assert(kMostTile >= Tiled<Packing::base3>::tile && kMostTile >= Tiled<Packing::two_bit>::tile, "of trits");
 
+// The payload's word with a trit in a row of its tile and a column of the lane's four.
+template <class Form>
+TERNGRAD_DEVICE uint32_t with_trit(uint32_t word, uint32_t pattern, int row, int column) {
+  if (Form::packing == Packing::two_bit) return word | (pattern & 3u << (2 * row + 8 * column));
+  return word + (power_of_three(row) * ((pattern & 1u) + (pattern >> 31)) << (8 * column));
+}
+
 // Packs `count` trits, which `trits` gives for rows 4 g to 4 g + 3 as above. `staging`: kMostTile bytes of shared
 // memory of this warp.
 template <class Form, class Rows>
@@ -361,13 +495,14 @@ TERNGRAD_DEVICE void pack_unit(const Rows& trits, int count, uint8_t* payload, i
 #pragma unroll
   for (int group = 0; group < kRows / 4; ++group) {
     if (4 * group >= full_rows) break;
-    const Trits found = trits.whole(group, full_rows - 4 * group);
+    const int rows = kFormRows == 4 ? 4 : full_rows - 4 * group;
+    const Trits found = trits.whole(group, rows);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 4 * group + i;
-      if (row >= full_rows) break;
+      if (i >= rows) break;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) word += code_of(Form::packing, found.t[i][j], row % kFormRows) << (8 * j);
+      for (int j = 0; j < 4; ++j) word = with_trit<Form>(word, found.t[i][j], row % kFormRows, j);
       if (row % kFormRows == kFormRows - 1) {
         store_word(payload + row / kFormRows * kColumns + 4 * lane_of(), word);
         word = 0;
@@ -385,7 +520,7 @@ TERNGRAD_DEVICE void pack_unit(const Rows& trits, int count, uint8_t* payload, i
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of() + j;
-        if (element >= start && element < count) staging[element - start] = found.t[i][j];
+        if (element >= start && element < count) staging[element - start] = trit_in(found.t[i][j]);
       }
     }
   }

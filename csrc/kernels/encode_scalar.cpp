@@ -22,7 +22,7 @@ void ternarize(const void* x, DType dtype, int64_t n, int64_t first, const Draw&
             const int64_t element = rows + i * kColumns + column + j;
             if (element >= n) break;
             const float value = load_float<T>(x, element);
-            trits[element] = trit_of(value, threshold_of(value, quantiser), uniform_of(words, i, j));
+            trits[element] = trit_in(pattern_of(value, threshold_of(value, quantiser), uniform_of(words, i, j)));
           }
         }
       }

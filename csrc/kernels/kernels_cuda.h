@@ -18,13 +18,13 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarp * kWarps;
 constexpr int64_t kMeasured = kWarps * kStripe;
-constexpr int64_t kTile = kWarps * kUnit;
+constexpr int64_t kTile = kWarps * kUnit;  // of one array
 
 // Blocks of one launch.
 constexpr int64_t kMostBlocks = INT32_MAX;
 
-// What a block does where one launch measures and encodes: stripe `i % kWarps` of measured tile `i / kWarps`, or tile i
-// of the message; i < 2^30.
+// What a block does where one launch measures and encodes: stripe `i % kWarps` of measured tile `i / kWarps`, or
+// tile i of the message; i < 2^30.
 constexpr uint32_t kItemEncodes = uint32_t{1} << 31;
 constexpr uint32_t kItemPasses = uint32_t{1} << 30;  // a stripe that the second-level cache need not keep
 constexpr uint32_t kItemPlace = kItemPasses - 1;
@@ -46,11 +46,11 @@ struct Gap {
   int64_t end;
 };
 
-// A layout, as the runtime keeps it on the device. Tiles go to blocks in order; `..._tiles[i]` is the first of piece or
-// group i, which has at least one.
+// A layout, as the runtime keeps it on the device. Units go to warps in order; `piece_units[i]` is the first of piece
+// i. Measured tiles go to blocks; `group_tiles[i]` is the first of group i. A piece or group has at least one.
 struct Geometry {
   const Piece* pieces;
-  const int64_t* piece_tiles;
+  const int64_t* piece_units;
   const Group* groups;
   const int64_t* group_tiles;
   const Gap* gaps;        // bytes of the message that are 0
@@ -59,7 +59,8 @@ struct Geometry {
   int64_t group_count;
   int64_t gap_count;
   int64_t items;  // of `order`; 0: too many for one launch
-  int64_t tiles;
+  int64_t units;
+  int64_t tiles;  // of kWarps units
   int64_t measured_tiles;
   int64_t stripes;
   int64_t most_stripes;  // of a group
@@ -110,7 +111,7 @@ struct Sums {
   float* s;           // with `center`
   uint32_t* top;      // of each stripe
   uint32_t* arrived;  // blocks that are done with each group
-  uint32_t* taken;    // items; starts at 0
+  uint32_t* taken;    // of the items; starts at 0
   Scale* scales;      // of each group; or, where not null, these two
   float* scale;
   float* limit;
@@ -165,7 +166,7 @@ cudaError_t validate(const Geometry& geometry, const uint8_t* message, int64_t w
                      cudaStream_t stream);
 
 // Copies host memory to the device inside the launches themselves, so that nothing has to outlive the call and a
-// captured graph has its own copy. A launch for every 32,000 bytes.
+// captured graph has its own copy. A launch for every 32,000 bytes. `to`: a multiple of 16, with room for one too.
 cudaError_t upload(const void* from, int64_t bytes, void* to, cudaStream_t stream);
 
 }  // namespace cuda

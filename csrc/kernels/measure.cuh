@@ -81,8 +81,10 @@ TERNGRAD_DEVICE int64_t add_batches(const ArraySource<T>& source, int64_t row, i
     }
 #pragma unroll
     for (int i = 0; i < kRowsAhead<T>; ++i) {
+      float x[4];
+      widen_four(ahead[i], x);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) columns->add<Center>(j, widen(ahead[i].values[j]), origin);
+      for (int j = 0; j < 4; ++j) columns->add<Center>(j, x[j], origin);
     }
   }
   return row;
@@ -180,7 +182,17 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const Messages& messages, const Geometry& g
     const int64_t until = smaller_of(size, end - before);
     if (from < until) {
       const SumSource source = SumSource::at(messages, i);
-      add_rest<false>(source, from, until, 0.0f, &columns);
+      int64_t row = from;  // a multiple of four rows, as stripes and pieces are cut
+      for (; row + kRowGroup <= until; row += kRowGroup) {
+        float x[4][4] = {};
+        source.load_rows(row + 4 * lane_of(), 4, x);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) columns.add<false>(j, x[k][j], 0.0f);
+        }
+      }
+      add_rest<false>(source, row, until, 0.0f, &columns);
     }
     before += size;
   }
@@ -195,7 +207,7 @@ struct Fold {
 static_assert(kThreads == kBins, "a thread has a bin");
 
 // The stripes of a group go to their bins in order, a bin a thread; then the tree. What other blocks wrote is read past
-// the first-level cache.
+// the first-level cache. The result is thread 0's.
 template <bool Center>
 TERNGRAD_DEVICE Statistics fold(const Sums& sums, const Group& group, int64_t stripes, Fold* bins) {
   const int64_t first = group.first_stripe;
@@ -220,7 +232,8 @@ TERNGRAD_DEVICE Statistics fold(const Sums& sums, const Group& group, int64_t st
     if (Center) bins->s[bin] += bins->s[bin + half];
     if (bins->top[bin + half] > bins->top[bin]) bins->top[bin] = bins->top[bin + half];
   }
-  return Statistics{bins->top[0], bins->q[0], bins->s[0]};  // of thread 0, which wrote them
+  if (bin != 0) return Statistics{};
+  return Statistics{bins->top[0], bins->q[0], bins->s[0]};
 }
 
 TERNGRAD_DEVICE void store_result(const Sums& sums, int64_t group, Scale found) {

@@ -5,6 +5,9 @@ namespace cuda {
 
 namespace {
 
+// The sign of any int8 (contract/ternarize.h).
+TERNGRAD_DEVICE uint32_t pattern_of(int8_t value) { return value < 0 ? 0xffffffffu : value > 0 ? 0x55555555u : 0u; }
+
 // The signs of int8, by groups of four rows.
 struct Signs {
   const unsigned char* values;
@@ -19,7 +22,7 @@ struct Signs {
       const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of();
       const Four<int8_t> four = load_four<int8_t>(values, element, vectors, Again::no);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) trits.t[i][j] = sign_of(four.values[j]);
+      for (int j = 0; j < 4; ++j) trits.t[i][j] = pattern_of(four.values[j]);
     }
     return trits;
   }
@@ -28,7 +31,7 @@ struct Signs {
     for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < 4; ++j) {
         const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of() + j;
-        if (element < count) trits.t[i][j] = sign_of(static_cast<int8_t>(values[element]));
+        if (element < count) trits.t[i][j] = pattern_of(static_cast<int8_t>(values[element]));
       }
     }
     return trits;

@@ -21,16 +21,6 @@ TERNGRAD_DEVICE uint32_t pair_of(int first, int second) {
   return (static_cast<uint32_t>(first) & 0xffffu) | static_cast<uint32_t>(second) << 16;
 }
 
-TERNGRAD_DEVICE int rows_in(Packing packing) {
-  return packing == Packing::counts16 ? 1 : static_cast<int>(rows_of(packing));
-}
-
-// Rows of a unit that lie in whole tiles.
-TERNGRAD_DEVICE int full_rows_of(Packing packing, int count) {
-  const int rows = rows_in(packing);
-  return count / (rows * static_cast<int>(kColumns)) * rows;
-}
-
 template <class Form>
 TERNGRAD_DEVICE void add_tiles(const uint8_t* payload, int rows, Pairs (&sums)[kRows]) {
   constexpr int kFormRows = static_cast<int>(Form::rows);
@@ -101,10 +91,6 @@ TERNGRAD_DEVICE void store_sums(const Pairs (&sums)[kRows], Packing packing, int
   }
 }
 
-TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
-  return message.data + piece.payload_at + payload_bytes(piece.packing, begin);
-}
-
 TERNGRAD_DEVICE int sum_at(const Messages& messages, const Unit& unit, int element) {
   int sum = 0;
   for (int64_t i = 0; i < messages.count; ++i) {
@@ -168,9 +154,10 @@ TERNGRAD_DEVICE void sum_carried(const Messages& messages, const Unit& unit, uin
 
 __global__ __launch_bounds__(kThreads) void sum_messages(const __grid_constant__ Geometry geometry,
                                                          const __grid_constant__ Messages messages, uint8_t* data) {
-  const Unit unit = unit_of(geometry, blockIdx.x);
-  const Piece& piece = geometry.pieces[unit.piece];
   zero_gaps(geometry, data);
+  Unit unit;
+  if (!has_unit(geometry, blockIdx.x, &unit)) return;
+  const Piece& piece = geometry.pieces[unit.piece];
   const bool carries = piece.packing == Packing::float32;
   const float scale = carries ? 1.0f : common_scale(messages, unit.piece);
   if (unit.first && lane_of() == 0) store_word(data + piece.scale_at, bits_of(scale));

@@ -33,7 +33,8 @@ TERNGRAD_DEVICE bool is_unsound(const uint8_t* payload, Packing packing, int cou
 }
 
 TERNGRAD_DEVICE bool is_unsound(const Geometry& geometry, const uint8_t* message, int64_t workers) {
-  const Unit unit = unit_of(geometry, blockIdx.x);
+  Unit unit;
+  if (!has_unit(geometry, blockIdx.x, &unit)) return false;
   const Piece& piece = geometry.pieces[unit.piece];
   const float scale = load_scale(message + piece.scale_at);
   if (piece.packing == Packing::float32) return bits_of(scale) != bits_of(1.0f);
@@ -53,27 +54,30 @@ __global__ __launch_bounds__(kThreads) void validate_message(const __grid_consta
   if (unsound) *found = 1;  // whoever writes, writes the same
 }
 
-template <int Bytes>
+// A word has 16 bytes.
+template <int Words>
 struct Chunk {
-  alignas(16) unsigned char bytes[Bytes];
+  uint4 words[Words];
 };
 
-template <int Bytes>
-__global__ __launch_bounds__(kThreads) void write_chunk(const __grid_constant__ Chunk<Bytes> chunk, int bytes,
-                                                        unsigned char* to) {
-  for (int i = static_cast<int>(threadIdx.x); i < bytes; i += kThreads) to[i] = chunk.bytes[i];
+template <int Words>
+__global__ __launch_bounds__(kThreads) void write_chunk(const __grid_constant__ Chunk<Words> chunk, int words,
+                                                        uint4* to) {
+  const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (i < words) to[i] = chunk.words[i];
 }
 
 // What every launch can carry, and what one can from compute capability 7.0 on.
-constexpr int kSmallChunk = 3968;
-constexpr int kLargeChunk = 32000;
+constexpr int kSmallChunk = 3968 / 16;
+constexpr int kLargeChunk = 32000 / 16;
 
-template <int Bytes>
-cudaError_t launch_chunk(const unsigned char* from, int64_t bytes, unsigned char* to, cudaStream_t stream) {
-  Chunk<Bytes> chunk;
-  memcpy(chunk.bytes, from, static_cast<size_t>(bytes));
-  const cudaLaunchConfig_t config = grid_of(1, stream);
-  return cudaLaunchKernelEx(&config, write_chunk<Bytes>, chunk, static_cast<int>(bytes), to);
+template <int Words>
+cudaError_t launch_chunk(const unsigned char* from, int64_t bytes, uint4* to, cudaStream_t stream) {
+  Chunk<Words> chunk;
+  memcpy(chunk.words, from, static_cast<size_t>(bytes));
+  const auto words = static_cast<int>((bytes + 15) / 16);
+  const cudaLaunchConfig_t config = grid_of((words + kThreads - 1) / kThreads, stream);
+  return cudaLaunchKernelEx(&config, write_chunk<Words>, chunk, words, to);
 }
 
 }  // namespace
@@ -87,10 +91,11 @@ cudaError_t validate(const Geometry& geometry, const uint8_t* message, int64_t w
 cudaError_t upload(const void* from, int64_t bytes, void* to, cudaStream_t stream) {
   const auto* source = static_cast<const unsigned char*>(from);
   auto* target = static_cast<unsigned char*>(to);
-  for (int64_t at = 0; at < bytes; at += kLargeChunk) {
-    const int64_t part = bytes - at < kLargeChunk ? bytes - at : kLargeChunk;
-    const auto launch = part <= kSmallChunk ? launch_chunk<kSmallChunk> : launch_chunk<kLargeChunk>;
-    const cudaError_t error = launch(source + at, part, target + at, stream);
+  constexpr int64_t most = 16 * kLargeChunk;
+  for (int64_t at = 0; at < bytes; at += most) {
+    const int64_t part = bytes - at < most ? bytes - at : most;
+    const auto launch = part <= 16 * kSmallChunk ? launch_chunk<kSmallChunk> : launch_chunk<kLargeChunk>;
+    const cudaError_t error = launch(source + at, part, reinterpret_cast<uint4*>(target + at), stream);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

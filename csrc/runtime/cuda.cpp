@@ -26,22 +26,64 @@ void check(cudaError_t error, const char* what) {
   throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error));
 }
 
+#if defined(TERNGRAD_CUDA_EMULATED)
+void enter(int32_t device) { check(cudaSetDevice(device), "the arrays' device"); }
+void leave(int32_t) {}
+#else
+// A function of the driver, which this library is not linked with: it also loads where there is none.
+template <class Function>
+Function* of_driver(const char* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+  check(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result), name);
+#else
+  check(cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result), name);
+#endif
+  if (!found) throw DeviceError(std::string("CUDA: the driver has no ") + name);
+  return reinterpret_cast<Function*>(found);
+}
+
+void check_driver(int result, const char* what) {
+  if (result != 0) throw DeviceError(std::string("CUDA: ") + what + ": error " + std::to_string(result));
+}
+
+// The context of the arrays' device becomes the current one, and after it the one before again. (To set the device
+// before again would make a context on it, of some 500 MB, where the caller has none.)
+void enter(int32_t device) {
+  static const auto retain = of_driver<int(void**, int)>("cuDevicePrimaryCtxRetain");
+  static const auto push = of_driver<int(void*)>("cuCtxPushCurrent");
+  void* context = nullptr;
+  check_driver(retain(&context, device), "the arrays' device");
+  check_driver(push(context), "the arrays' device");
+}
+
+void leave(int32_t device) {
+  static const auto pop = of_driver<int(void**)>("cuCtxPopCurrent");
+  static const auto release = of_driver<int(int)>("cuDevicePrimaryCtxRelease");
+  void* context = nullptr;
+  pop(&context);
+  release(device);
+}
+#endif
+
 // The current device, for the length of a scope.
 class OnDevice {
  public:
-  explicit OnDevice(int32_t device) {
-    check(cudaGetDevice(&before_), "the current device");
-    changed_ = before_ != device;
-    if (changed_) check(cudaSetDevice(device), "the arrays' device");
+  explicit OnDevice(int32_t device) : device_(device) {
+    int before = 0;
+    check(cudaGetDevice(&before), "the current device");
+    changed_ = before != device;
+    if (changed_) enter(device);
   }
   ~OnDevice() {
-    if (changed_ && cudaSetDevice(before_) != cudaSuccess) cudaGetLastError();
+    if (changed_) leave(device_);
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = 0;
+  int32_t device_;
   bool changed_ = false;
 };
 
@@ -81,8 +123,8 @@ class Order {
  public:
   explicit Order(Processors processors) : processors_(processors) {}
 
-  // A group whose tiles of the message are [first, last).
-  void add(int64_t measured_tile, int64_t stripes, int64_t first, int64_t last) {
+  // A group whose tiles of the message end before `last`; one that it shares with the next group counts as that one's.
+  void add(int64_t measured_tile, int64_t stripes, int64_t last) {
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t place = measured_tile * cuda::kWarps + stripe;
       const bool passes = stripes - stripe > processors_.kept_stripes;
@@ -90,7 +132,7 @@ class Order {
       ++stripes_;
       encode(processors_.few_blocks);
     }
-    waiting_.push_back(Waiting{stripes_, first, last});
+    waiting_.push_back(Waiting{stripes_, last});
   }
 
   const std::vector<uint32_t>& done() {
@@ -101,15 +143,14 @@ class Order {
  private:
   struct Waiting {
     int64_t stripes;  // up to its last one
-    int64_t first;
     int64_t last;
   };
 
   void encode(int64_t behind) {
     for (; next_ < waiting_.size() && waiting_[next_].stripes + behind <= stripes_; ++next_) {
-      for (int64_t tile = waiting_[next_].last; tile-- > waiting_[next_].first;) {
-        items_.push_back(static_cast<uint32_t>(tile) | cuda::kItemEncodes);
-      }
+      const int64_t last = waiting_[next_].last;
+      for (int64_t tile = last; tile-- > tiles_;) items_.push_back(static_cast<uint32_t>(tile) | cuda::kItemEncodes);
+      tiles_ = last;
     }
   }
 
@@ -118,6 +159,7 @@ class Order {
   std::vector<Waiting> waiting_;
   size_t next_ = 0;
   int64_t stripes_ = 0;
+  int64_t tiles_ = 0;
 };
 
 // As they lie on the device, one behind the other.
@@ -125,18 +167,19 @@ class Tables {
  public:
   Tables(const Layout& layout, Processors processors) {
     const std::vector<Piece>& pieces = layout.pieces();
-    std::vector<int64_t> piece_tiles;
+    std::vector<int64_t> piece_units;
     std::vector<cuda::Group> groups;
     std::vector<int64_t> group_tiles;
     std::vector<cuda::Gap> gaps;
     for (size_t i = 0; i < pieces.size(); ++i) {
-      piece_tiles.push_back(geometry_.tiles);
-      geometry_.tiles += std::max<int64_t>(1, (pieces[i].size + cuda::kTile - 1) / cuda::kTile);
+      piece_units.push_back(geometry_.units);
+      geometry_.units += std::max<int64_t>(1, (pieces[i].size + kUnit - 1) / kUnit);
       const auto index = static_cast<int64_t>(i);
       if (i == 0 || pieces[i].group != pieces[i - 1].group) groups.push_back(cuda::Group{index, index, 0, 0});
       groups.back().last_piece = index + 1;
       groups.back().size += pieces[i].size;
     }
+    geometry_.tiles = (geometry_.units + cuda::kWarps - 1) / cuda::kWarps;
     for (cuda::Group& group : groups) {
       group_tiles.push_back(geometry_.measured_tiles);
       geometry_.measured_tiles += std::max<int64_t>(1, (group.size + cuda::kMeasured - 1) / cuda::kMeasured);
@@ -152,8 +195,8 @@ class Tables {
         const auto first = static_cast<size_t>(groups[i].first_piece);
         const auto last = static_cast<size_t>(groups[i].last_piece);
         const bool carries = pieces[first].packing == Packing::float32;
-        order.add(group_tiles[i], carries ? 0 : stripes_in(groups[i].size), piece_tiles[first],
-                  last < pieces.size() ? piece_tiles[last] : geometry_.tiles);
+        order.add(group_tiles[i], carries ? 0 : stripes_in(groups[i].size),
+                  last < pieces.size() ? piece_units[last] / cuda::kWarps : geometry_.tiles);
       }
       items = order.done();
     }
@@ -162,7 +205,7 @@ class Tables {
     geometry_.group_count = static_cast<int64_t>(groups.size());
     geometry_.gap_count = static_cast<int64_t>(gaps.size());
     offsets_[0] = add(pieces);
-    offsets_[1] = add(piece_tiles);
+    offsets_[1] = add(piece_units);
     offsets_[2] = add(groups);
     offsets_[3] = add(group_tiles);
     offsets_[4] = add(gaps);
@@ -174,7 +217,7 @@ class Tables {
   Geometry at(const unsigned char* memory) const {
     Geometry geometry = geometry_;
     geometry.pieces = reinterpret_cast<const Piece*>(memory + offsets_[0]);
-    geometry.piece_tiles = reinterpret_cast<const int64_t*>(memory + offsets_[1]);
+    geometry.piece_units = reinterpret_cast<const int64_t*>(memory + offsets_[1]);
     geometry.groups = reinterpret_cast<const cuda::Group*>(memory + offsets_[2]);
     geometry.group_tiles = reinterpret_cast<const int64_t*>(memory + offsets_[3]);
     geometry.gaps = reinterpret_cast<const cuda::Gap*>(memory + offsets_[4]);
@@ -204,13 +247,13 @@ class OnDevices {
   OnDevices(const OnDevices&) = delete;
   OnDevices& operator=(const OnDevices&) = delete;
 
-  // The device waits for nothing: cudaFree itself waits for kernels that still read. What a captured graph may read
-  // when the layout is gone stays. A forked child has no CUDA to give memory back to.
+  // To give memory back waits for the device, whose kernels may still read it; the next copy of tables, which waits
+  // too, does so. What a captured graph may read when the layout is gone stays. A forked child has no CUDA.
   ~OnDevices() {
     if (getpid() != process_) return;
-    const BesideCaptures beside;
+    const std::lock_guard<std::mutex> guard(dropped().lock);
     for (const Copy& copy : copies_) {
-      if (!copy.captured && cudaFree(copy.memory) != cudaSuccess) cudaGetLastError();
+      if (!copy.captured) dropped().memory.push_back(copy.memory);
     }
   }
 
@@ -232,6 +275,28 @@ class OnDevices {
     Geometry geometry;
   };
 
+  struct Dropped {
+    std::mutex lock;
+    std::vector<void*> memory;
+  };
+
+  // Never destroyed, since layouts may be after it.
+  static Dropped& dropped() {
+    static auto* const all = new Dropped;
+    return *all;
+  }
+
+  static void free_dropped() {
+    std::vector<void*> memory;
+    {
+      const std::lock_guard<std::mutex> guard(dropped().lock);
+      memory.swap(dropped().memory);
+    }
+    for (void* each : memory) {
+      if (cudaFree(each) != cudaSuccess) cudaGetLastError();
+    }
+  }
+
   static int64_t attribute(cudaDeviceAttr which, int32_t device) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, device), "what the device is");
@@ -249,6 +314,7 @@ class OnDevices {
 
   Copy copied(const Layout& layout, int32_t device) {
     const BesideCaptures beside;
+    free_dropped();
     // Five eighths of the second-level cache; what is written and the tables want their share.
     const int64_t kept_bytes = attribute(cudaDevAttrL2CacheSize, device) / 8 * 5;
     // Blocks that sum a stripe together have 37 KB of shared memory each.

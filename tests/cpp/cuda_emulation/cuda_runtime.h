@@ -130,6 +130,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned lanes) {
   return other;
 }
 
+template <class T>
+T __shfl_sync(unsigned mask, T value, int from) {
+  const uint64_t* all = emulation::exchange(mask, emulation::wide_of(value));
+  memcpy(&value, all + from, sizeof value);
+  return value;
+}
+
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   const uint64_t* all = emulation::exchange(mask, predicate ? 1 : 0);
   unsigned bits = 0;

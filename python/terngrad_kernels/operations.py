@@ -90,10 +90,11 @@ _layouts: dict[Any, Layout] = {}
 
 def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
     """Return the layout of what was passed in: looked up, since a training step asks for the same ones again."""
+    names = tuple(packing) if isinstance(packing, list) else packing
     try:
-        key = (bucket.shapes, bucket.dtype, packing, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
+        key = (bucket.shapes, bucket.dtype, names, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
         found = _layouts.get(key)
-    except TypeError:  # a list of packings
+    except TypeError:  # what is no packing or block at all
         return Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)
     if found is None:
         found = Layout(bucket.shapes, bucket.dtype, packing, block, form=bucket.form)

@@ -119,7 +119,7 @@ def _geometry(
     return _core.Layout(list(sizes), codes, block or 0, shards, -1 if index is None else index)
 
 
-# Groups of the largest that each keeps, so that what a stranger's messages leave behind stays below some 100 MB. What is
+# By the groups of the largest that each keeps: what a stranger's messages leave behind stays below some 100 MB. What is
 # not kept is uploaded for every call on a GPU, with a stream made and waited for.
 _caches = {1024: lru_cache(maxsize=256)(_geometry), 65536: lru_cache(maxsize=4)(_geometry)}
 

@@ -61,7 +61,8 @@ def _known(x: Any) -> Adapter | None:
 class DLPackAdapter:
     """See `terngrad_kernels.adapters.Adapter`. Arrays are looked at once, as `_view` gives them.
 
-    Operations on those of a GPU go on with the adapter of the framework that looked.
+    Operations on those of a GPU go on with the adapter of the framework that looked, on its current stream, which the
+    producer's memory knows nothing of: `x` must live until that stream is done.
     """
 
     name = "dlpack"
@@ -92,10 +93,10 @@ class DLPackAdapter:
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """There is none on the host."""
+        """There is none on the host. On a GPU `x` must live until `stream` is done: DLPack cannot tell its producer."""
         view = _view(x, "x")
         if known := _known(view):
-            return known.on_stream(view, stream, [])
+            return known.on_stream(view, stream, arrays)
         raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:

@@ -463,11 +463,11 @@ def cuda_framework() -> Framework:
 
 
 class Moved:
-    """Calls an operation with every NumPy array copied to the device, and copies what comes of it back."""
+    """Calls an operation once with every NumPy array copied to the device, and copies what comes of it back."""
 
     def __init__(self, framework: Framework) -> None:
         self.framework = framework
-        self.made: list[tuple[Array, Array]] = []  # of the call going on: NumPy's, the device's
+        self.made: list[tuple[Array, Array]] = []  # NumPy's, the device's
 
     def there(self, x: Any) -> Any:
         if isinstance(x, np.ndarray):
@@ -495,7 +495,6 @@ class Moved:
         return type(x)(map(self.back, x)) if isinstance(x, (list, tuple)) else x
 
     def call(self, operation: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
-        self.made = []
         self.there(named.get("out"))
         outputs = len(self.made)
         if not all(own.flags.writeable and own.flags.c_contiguous for own, _ in self.made):
@@ -513,9 +512,12 @@ class Moved:
         return self.back(result)
 
 
+def moved(framework: Framework, operation: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
+    """Call an operation so; what it remembers is of this call, beside which others may run."""
+    return Moved(framework).call(operation, *positional, **named)
+
+
 def move_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the operations of `terngrad_kernels` run on a GPU until the end of the test, whatever they are given."""
-    framework = cuda_framework()
-    for name in operations.__all__:
-        # A wrapper of its own each: operations do not call one another by these names.
-        monkeypatch.setattr(tk, name, functools.partial(Moved(framework).call, getattr(operations, name)))
+    for name in operations.__all__:  # which operations do not call one another by
+        monkeypatch.setattr(tk, name, functools.partial(moved, cuda_framework(), getattr(operations, name)))

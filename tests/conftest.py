@@ -46,11 +46,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ("framework", list(arrays.FRAMEWORKS), list(arrays.CUDA_FRAMEWORKS)),
     ):
         if name in metafunc.fixturenames and name not in given:
-            # A framework's arrays are on the GPU already, or are to stay where they are.
-            moved = name == "isa" and (
-                "framework" in metafunc.fixturenames or metafunc.definition.get_closest_marker("host")
+            # Arrays are to stay where they are; or a framework's, which are on the GPU already.
+            stay = metafunc.definition.get_closest_marker("host") or (
+                name == "isa" and "framework" in metafunc.fixturenames
             )
-            more = there if metafunc.config.stash[_on_cuda] and not moved else []
+            more = there if metafunc.config.stash[_on_cuda] and not stay else []
             values = [*here, *(pytest.param(value, marks=pytest.mark.cuda) for value in more)]
             metafunc.parametrize(name, values, indirect=True)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,21 @@ def test_wrong_types(cupy: Any) -> None:
         tk.encode(posing(cupy, np.zeros(3, np.int32)))
     with pytest.raises(TypeError, match=r"^x\[1\]: expected a cupy array as x\[0\] is, got a numpy array"):
         tk.encode([posing(cupy, np.zeros(3, np.float32)), np.zeros(3, np.float32)])
+
+
+def test_what_a_graph_writes_again_is_kept(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's pool would give it to others: here of a stream that only says whether it is capturing."""
+    values, stream = np.zeros(4, np.float32), SimpleNamespace(capturing=False)
+    stream.is_capturing = lambda: stream.capturing
+    x = SimpleNamespace(device=nullcontext(), flags=SimpleNamespace(c_contiguous=False))
+    module = importlib.import_module("terngrad_kernels.adapters.cupy")
+    monkeypatch.setattr(module, "_captured", [])
+    monkeypatch.setattr(cupy, "empty", lambda shape, kind: posing(cupy, values))
+    monkeypatch.setattr(cupy, "ascontiguousarray", lambda x: posing(cupy, values))
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda device: stream)
+    for stream.capturing in (False, True):
+        made = [module.adapter.dense(x, "x"), module.adapter.empty((4,), "float32", x)]
+        assert [id(kept) for kept in module._captured] == [id(array) for array in made if stream.capturing]
 
 
 @pytest.mark.cuda

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from producer import Producer
 import reference as ref
 import terngrad_kernels as tk
 from terngrad_kernels import _core
-from terngrad_kernels.adapters import dlpack
+from terngrad_kernels.adapters import adapter_of, dlpack
 
 X = layer("normal", 700)
 WANT = tk.encode(X, seed=7).data
@@ -141,6 +142,13 @@ def test_unknown_arrays_on_a_gpu_are_looked_at_through_a_loaded_framework(monkey
     assert_same(tk.from_bytes(blob, like=x).data, want.data)
     with pytest.raises(ValueError, match=r"^stream: CPU arrays have none"):
         tk.encode(x, stream=3)  # which NumPy says
+    told: list[Any] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter_of(X, "x"), "on_stream", lambda x, stream, arrays: nullcontext(told.extend(arrays)))
+        out = np.zeros_like(want.data)
+        tk.encode(x, seed=3, out=out, stream=3)
+    assert any(array is out for array in told)  # whose memory may be the framework's own
+    assert_same(out, want.data)
     for name in ("cupy", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(

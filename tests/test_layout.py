@@ -328,9 +328,24 @@ def test_a_layout_without_layers_has_one_spelling() -> None:
     assert tk.Layout((), packing="base3") == tk.Layout(()) == tk.Layout((), packing=())
 
 
-def test_large_geometries_are_not_kept() -> None:
+def test_what_is_kept_of_large_geometries_is_bounded() -> None:
     """A stranger's message may have any number of layers: what stays behind must not grow with them."""
-    before = layout_module._cached_geometry.cache_info().currsize
-    tk.Layout([(i,) for i in range(5000)])
-    tk.Layout([(2560 * 5000,)], block=2560)
-    assert layout_module._cached_geometry.cache_info().currsize == before
+    for groups, most in ((5000, 4), (70_000, 0)):
+        before = [cache.cache_info().currsize for cache in layout_module._caches.values()]
+        for n in range(10):
+            tk.Layout([(i,) for i in range(n, n + groups)])
+            tk.Layout([(2560 * groups - n,)], block=2560)
+        small, large = (cache.cache_info().currsize for cache in layout_module._caches.values())
+        assert small == before[0]
+        assert large == (most or before[1])
+
+
+@pytest.mark.parametrize("groups", [3, 5000])
+def test_a_layout_that_is_made_again_has_the_same_geometry(groups: int) -> None:
+    """A GPU keeps its tables beside the geometry: what is made anew for each call is uploaded for each call."""
+    x = np.ones(2560 * groups, np.float32)
+    layouts = [tk.Layout([x.shape], block=2560, form="array") for _ in range(2)]
+    layers, names = list(x.reshape(groups, -1)), ["two_bit", "base3", *["float32"] * (groups - 2)]
+    encoded = [tk.encode(layers, packing=packing).layout for packing in (names, list(names), tuple(names))]
+    for made in (layouts, encoded):
+        assert all(layout.geometry is made[0].geometry for layout in made)

@@ -121,9 +121,11 @@ def placed() -> Placed:
     return Placed()
 
 
+#: Of host arrays: their copies on a GPU all begin alike. What starts anywhere there is tests/test_cuda.py's.
 ALIGNMENTS = [(alignment, end) for alignment in range(64) for end in (False, True)]
 
 
+@pytest.mark.host
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", LENGTHS)
@@ -151,6 +153,7 @@ def test_floating_point_inputs_at_every_alignment(n: int, dtype: str, placed: Pl
         placed.scale.check(measured.scale)
 
 
+@pytest.mark.host
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", LENGTHS)
@@ -174,6 +177,7 @@ def test_messages_and_outputs_at_every_alignment(n: int, dtype: str, placed: Pla
             tk.validate(held)
 
 
+@pytest.mark.host
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("packing", TERNARY)
 @pytest.mark.parametrize("n", LENGTHS)
@@ -189,6 +193,7 @@ def test_pack_and_unpack_at_every_alignment(n: int, packing: str, placed: Placed
         placed.out.check(trits)
 
 
+@pytest.mark.host
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("n", LENGTHS)

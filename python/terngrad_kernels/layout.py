@@ -124,9 +124,9 @@ def _geometry(
     return _core.Layout(list(sizes), codes, block or 0, shards, -1 if index is None else index)
 
 
-# Of small ones, so that what a stranger's messages leave behind stays below some 50 MB.
-_cached_geometry = lru_cache(maxsize=256)(_geometry)
-_CACHED_GROUPS = 1024
+# By the groups of the largest that each keeps: what a stranger's messages leave behind stays below some 100 MB. What is
+# not kept is uploaded for every call on a GPU, with a stream made and waited for.
+_caches = {1024: lru_cache(maxsize=256)(_geometry), 65536: lru_cache(maxsize=4)(_geometry)}
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Layout:
         packing = _packings(packing, len(checked))
         sizes = tuple(math.prod(shape) for shape in checked)
         groups = len(sizes) + (sum(sizes) // block if block else 0)
-        geometry = _cached_geometry if groups <= _CACHED_GROUPS else _geometry
+        geometry = next((cached for most, cached in _caches.items() if groups <= most), _geometry)
         fields = {
             "shapes": checked,
             "dtype": dtype_name(dtype),

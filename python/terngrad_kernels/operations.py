@@ -105,10 +105,11 @@ _layouts: dict[Any, Layout] = {}
 
 def _layout_of(bucket: _Bucket, packing: Any, block: int | None) -> Layout:
     """Return the layout of what was passed in: looked up, since each training step asks for the same ones."""
+    names = tuple(packing) if isinstance(packing, list) else packing
     try:
-        key = (bucket.shapes, bucket.dtype, packing, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
+        key = (bucket.shapes, bucket.dtype, names, block, type(block), bucket.form)  # 2560.0 == 2560, but is refused
         found = _layouts.get(key)
-    except TypeError:  # a list of packings
+    except TypeError:  # no packing or block at all
         return _new_layout(bucket, packing, block)
     if found is None:
         found = _new_layout(bucket, packing, block)

@@ -22,8 +22,16 @@ class _Handle:
         return 0, self._handle
 
 
+#: What was allocated while a graph was captured. CuPy's pool would give it to others, and each launch writes it again.
+_captured: list[Any] = []
+
+
 class CuPyAdapter:
-    """See `terngrad_kernels.adapters.Adapter`. Work is done with the device of the array as the current one."""
+    """See `terngrad_kernels.adapters.Adapter`. Work is done with the device of the array as the current one.
+
+    What a call allocates while its stream captures a graph (copies, scratch, results) lives as long as the process:
+    nobody is told when the graph goes.
+    """
 
     name = "cupy"
     core = _core
@@ -38,7 +46,7 @@ class CuPyAdapter:
         if x.flags.c_contiguous:
             return x
         with x.device:
-            return cupy.ascontiguousarray(x)
+            return self._allocated(cupy.ascontiguousarray(x))
 
     def dtype(self, x: Any) -> str:
         """Return NumPy's name."""
@@ -75,7 +83,13 @@ class CuPyAdapter:
 
             kind = ml_dtypes.bfloat16
         with like.device:
-            return cupy.empty(shape, kind)
+            return self._allocated(cupy.empty(shape, kind))
+
+    def _allocated(self, x: Any) -> Any:
+        """Return `x`, which is kept if the current stream of its device is capturing."""
+        if cupy.cuda.get_current_stream(x.data.device_id).is_capturing():
+            _captured.append(x)
+        return x
 
     def result(self, written: Any) -> Any:
         """Return the array itself."""

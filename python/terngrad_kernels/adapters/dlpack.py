@@ -61,7 +61,8 @@ def _known(x: Any) -> Adapter | None:
 class DLPackAdapter:
     """See `terngrad_kernels.adapters.Adapter`. Each array is viewed once, by `_view`.
 
-    Operations on arrays of a GPU go on with the adapter of the framework that views them.
+    Operations on arrays of a GPU go on with the adapter of the framework that views them, on its current stream. The
+    producer does not know of that stream: `x` must live until its work is done.
     """
 
     name = "dlpack"
@@ -92,10 +93,10 @@ class DLPackAdapter:
         return None
 
     def on_stream(self, x: Any, stream: Any, arrays: Sequence[Any]) -> AbstractContextManager[Any]:
-        """Make the stream current for an array on a GPU; refuse it for one on the host."""
+        """Make the stream current for an array on a GPU, which must outlive its work; refuse it for one on the host."""
         view = _view(x, "x")
         if known := _known(view):
-            return known.on_stream(view, stream, [])
+            return known.on_stream(view, stream, arrays)
         raise no_stream()
 
     def empty(self, shape: tuple[int, ...], dtype: str, like: Any) -> Any:

@@ -359,10 +359,10 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available() or tk.build_info()["cuda"] is None:
         print("gpu_bench: needs PyTorch with a CUDA device and a build with CUDA kernels", file=sys.stderr)
-        return 3
+        return 77
     if triton is None:
         print("gpu_bench: needs Triton, whose kernels are the bounds", file=sys.stderr)
-        return 3
+        return 77
     options.folder.mkdir(parents=True, exist_ok=True)
     clock, report = Clock(15 if options.quick else 51), Report(options.folder)
     with report.part("layers"):

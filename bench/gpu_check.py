@@ -31,9 +31,13 @@ def on_cuda(x: Any) -> Any:
 def same(got: Any, want: Any, what: str) -> None:
     """Raise unless the bits are equal."""
     got, want = (x.cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in (got, want))
-    if got.tobytes() != want.tobytes():
-        different = np.flatnonzero(got.reshape(-1).view(np.uint8) != want.reshape(-1).view(np.uint8))
-        raise AssertionError(f"{what}: {different.size} bytes differ, the first at {different[0]} of {got.nbytes}")
+    # ravel(): an array without dimensions cannot be seen as bytes.
+    got, want = (np.ascontiguousarray(x).ravel().view(np.uint8) for x in (got, want))
+    if not np.array_equal(got, want):
+        if got.size != want.size:
+            raise AssertionError(f"{what}: {got.size} bytes, expected {want.size}")
+        different = np.flatnonzero(got != want)
+        raise AssertionError(f"{what}: {different.size} bytes differ, the first at {different[0]} of {got.size}")
 
 
 # ---- short
@@ -331,7 +335,7 @@ def main(arguments: list[str]) -> int:
         return 2
     if not torch.cuda.is_available() or not tk.build_info()["cuda"]:
         print("needs PyTorch with a CUDA device and a build with CUDA kernels", file=sys.stderr)
-        return 3
+        return 77
     stages[arguments[0]](*map(int, arguments[1:]))
     return 0
 

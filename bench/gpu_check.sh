@@ -3,9 +3,9 @@
 #
 #     bench/gpu_check.sh OUT [build] [test] [sanitize] [exhaustive] [bench] [profile] [ddp]
 #
-# Without stages: all but profile and ddp, cut short so that they end within ten minutes together; a stage that is named alone takes
-# longer and sees more. Writes at most 8 files to OUT; summary.txt says what passed. Exit status: 0 nothing failed (what
-# was skipped is counted), 1 something did, 2 wrong usage, 3 there is nothing to run on.
+# Without stages: build, test and bench, cut short so that they end within ten minutes together; a stage that is named
+# alone takes longer and sees more. Writes at most 8 files to OUT; summary.txt says what passed. Exit status: 0 nothing
+# failed (what was skipped is counted), 1 something did, 2 wrong usage, 3 there is nothing to run on.
 # Needs python3 with pybind11, scikit-build-core, cmake, ninja, pytest, torch (whose dlpack.h is taken) and nvcc;
 # compute-sanitizer, ncu, pytest-xdist, Triton, JAX and CuPy where they are there.
 set -uo pipefail
@@ -21,7 +21,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 for stage in "$@"; do
   case $stage in build | test | sanitize | exhaustive | bench | profile | ddp) ;; *) usage ;; esac
 done
-stages=${*:-build test sanitize exhaustive bench}
+stages=${*:-build test bench}
+export PATH=$PATH:/usr/local/cuda/bin
 [ $# -eq 1 ] && long=1 || long=
 work=$PWD/build/gpu_check # which git ignores, so that it is kept between calls
 site=$work/site
@@ -34,7 +35,7 @@ skipped=0
 limit() { [ "$long" ] && echo "$2" || echo "$1"; }
 say() { echo "$*" | tee -a "$summary"; }
 
-# step NAME SECONDS LOG COMMAND...: runs it, writes down how it ended, and goes on. A command says by 3 that it was skipped.
+# step NAME SECONDS LOG COMMAND...: runs it, writes down how it ended, and goes on. A command says by 77 that it was skipped.
 step() {
   local name=$1 limit=$2 log=$out/$3 start=$SECONDS status end
   shift 3
@@ -43,7 +44,7 @@ step() {
   status=$?
   case $status in
     0) end=passed ;;
-    3) end="skipped: $(tail -n 1 "$log")" skipped=$((skipped + 1)) ;;
+    77) end="skipped: $(tail -n 1 "$log")" skipped=$((skipped + 1)) ;;
     124 | 137) end="FAILED: not done after $limit s" failed=1 ;;
     *) end="FAILED (exit status $status): $(tail -n 1 "$log")" failed=1 ;;
   esac
@@ -52,7 +53,7 @@ step() {
 }
 
 build() {
-  command -v nvcc >/dev/null || ls /usr/local/cuda/bin/nvcc >/dev/null 2>&1 || { say "build: FAILED: no nvcc"; failed=1; return 1; }
+  command -v nvcc >/dev/null || { say "build: FAILED: no nvcc"; failed=1; return 1; }
   step build "$(limit 150 500)" build.log python3 -m pip install --no-build-isolation --no-deps --no-index --upgrade \
     --target "$site" -Cbuild-dir="$work/build" -Ccmake.define.TERNGRAD_KERNELS_CUDA=ON --verbose .
 }
@@ -75,15 +76,17 @@ for stage in $stages; do
       step info 60 build.log python3 -m terngrad_kernels info
       ;;
     test)
+      # What the machine's packages warn of is no error here. Where all tests are skipped, pytest is content, but not this.
       # shellcheck disable=SC2086 # one argument or none
-      step "pytest -m cuda" "$(limit 180 560)" test.log python3 -m pytest -q -m cuda $parallel --maxfail=50 \
-        -p no:cacheprovider tests
+      step "pytest -m cuda" "$(limit 270 570)" test.log python3 -m pytest -q -m cuda $parallel -W default -p no:cacheprovider tests
+      say "$(tail -n 1 "$out/test.log")"
+      tail -n 1 "$out/test.log" | grep -q passed || failed=1
       ;;
     sanitize)
       if command -v compute-sanitizer >/dev/null; then
         # No caching allocator: what lies in one of its blocks is all the same to the tools.
         for tool in memcheck racecheck initcheck synccheck; do
-          PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" "$(limit 35 140)" checks.log \
+          PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "compute-sanitizer $tool" "$(limit 90 140)" checks.log \
             compute-sanitizer --tool "$tool" --error-exitcode 9 python3 bench/gpu_check.py short
         done
       else
@@ -91,11 +94,11 @@ for stage in $stages; do
       fi
       ;;
     exhaustive)
-      step "2^32 float32 patterns" "$(limit 45 500)" checks.log python3 bench/gpu_check.py exhaustive
+      step "2^32 float32 patterns" "$(limit 120 500)" checks.log python3 bench/gpu_check.py exhaustive
       ;;
     bench)
       # shellcheck disable=SC2086
-      step bench "$(limit 75 570)" bench.log python3 bench/gpu_bench.py "$out" ${long:+--slow} $([ "$long" ] || echo --quick)
+      step bench "$(limit 120 570)" bench.log python3 bench/gpu_bench.py "$out" ${long:+--slow} $([ "$long" ] || echo --quick)
       ;;
     profile)
       # The clocks as they are in use; it may be refused the counters, and says so then.

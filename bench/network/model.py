@@ -47,23 +47,22 @@ LATENCY = 0.0
 # ---- the points that were measured
 
 
-def buckets(shapes: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
-    """Return elements of DistributedDataParallel's buckets, and of those what travels as float32."""
-    sizes, carried = [0], [0]
+def buckets(shapes: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Return the shapes of DistributedDataParallel's buckets."""
+    found: list[list[tuple[int, ...]]] = [[]]
     limits = [1 << 20, _cost.BUCKET_BYTES]
     for shape in reversed(shapes):
-        elements = math.prod(shape)
-        if 4 * sizes[-1] >= limits[min(len(sizes), len(limits)) - 1]:
-            sizes.append(0)
-            carried.append(0)
-        sizes[-1] += elements
-        carried[-1] += elements if len(shape) < 2 else 0
-    return sizes, carried
+        if 4 * sum(map(math.prod, found[-1])) >= limits[min(len(found), len(limits)) - 1]:
+            found.append([])
+        found[-1].append(shape)
+    return found
 
 
 def points(found: dict[str, Any]) -> list[dict[str, Any]]:
     """Return measured and predicted seconds of what the model knows."""
-    sizes, carried = buckets(resnet50())
+    known = buckets(resnet50())
+    sizes = [sum(map(math.prod, shapes)) for shapes in known]
+    carried = [sum(math.prod(shape) for shape in shapes if len(shape) < 2) for shapes in known]
     rows = []
     for piece in found["pieces"]:
         if "rows" not in piece or "x" in piece["workers"] or "bandwidth" not in piece.get("link", {}):

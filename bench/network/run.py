@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -286,21 +287,48 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured_kernels(queue: Any) -> None:
+def measured_kernels(shapes: Sequence[tuple[int, ...]], together: Any, queue: Any, rounds: int = 5) -> None:
+    """Put the seconds an element of kernels on the buckets of a model, while other processes do the same.
+
+    As in an exchange: in one thread each, on all cores at once, from memory.
+    """
+    import model
     import torch
 
     import terngrad_kernels as tk
-    import terngrad_kernels.torch as tkt
+    from terngrad_kernels.averaging import travels_as_float32
 
     torch.set_num_threads(1)
     tk.set_num_threads(1)
-    x = torch.ones(1 << 22)
-    casts = []
-    for _ in range(5):
-        start = time.perf_counter()
-        x.copy_(x.half())
-        casts.append((time.perf_counter() - start) / x.numel())
-    queue.put({**tkt._measure_kernels(1 << 22), "cast": min(casts), "call": _call()})
+    layouts = [
+        tk.Layout(
+            [(math.prod(shape),) for shape in bucket],
+            packing=["float32" if travels_as_float32(math.prod(shape), len(shape)) else "two_bit" for shape in bucket],
+        )
+        for bucket in model.buckets(shapes)
+    ]
+    xs = [torch.randn(layout.size) for layout in layouts]
+    messages = [tk.encode(x, layout=layout).data for x, layout in zip(xs, layouts, strict=True)]
+    nine = [torch.stack([message] * 9) for message in messages]
+    buckets = range(len(xs))
+
+    def seconds(call: Callable[[int], object]) -> float:
+        taken = []
+        for _ in range(rounds):
+            together.wait()
+            start = time.perf_counter()
+            for i in buckets:
+                call(i)
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken) / sum(map(len, xs))
+
+    def summed(many: int) -> float:
+        return seconds(lambda i: tk.decode_sum(tk.Packed(layouts[i], nine[i][:many]), out=xs[i]))
+
+    one, more = summed(1), summed(9)
+    encode = seconds(lambda i: tk.encode(xs[i], layout=layouts[i], out=messages[i]))
+    cast = seconds(lambda i: xs[i].copy_(xs[i].half()))
+    queue.put({"encode": encode, "decode": one, "add": max(0.0, more - one) / 8, "cast": cast, "call": _call()})
 
 
 def write(path: pathlib.Path | None, found: dict[str, Any]) -> None:
@@ -322,14 +350,17 @@ def main() -> None:
         if options.json and options.json.exists():
             found = json.loads(options.json.read_text())
         context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        process = context.Process(target=measured_kernels, args=(queue,))
-        process.start()
-        rates = queue.get()
-        process.join()
-        # Of several runs, the least disturbed.
-        least = {name: min(seconds, found.get("kernel_seconds", rates)[name]) for name, seconds in rates.items()}
-        found |= {"machine": machine(), "elements": bench.elements, "kernel_seconds": least}
+        cores = len(os.sched_getaffinity(0))
+        queue, together = context.SimpleQueue(), context.Barrier(cores)
+        given = ([tuple(each.shape) for each in bench.gradients[0]], together, queue)
+        processes = [context.Process(target=measured_kernels, args=given) for _ in range(cores)]
+        for process in processes:
+            process.start()
+        each = [queue.get() for _ in processes]
+        for process in processes:
+            process.join()
+        rates = {name: statistics.mean(rates[name] for rates in each) for name in each[0]}
+        found |= {"machine": machine(), "elements": bench.elements, "kernel_seconds": rates}
         for delay in map(float, options.delays.split(",")):
             for gbit in map(float, options.rates.split(",")):
                 for workers in options.workers.split(","):

@@ -112,10 +112,11 @@ def stages(
     shards = over(others * trits / ranks, waits)
     if strategy == "requantize":
         return [work(kernels.encode), shards, work((summed + kernels.encode) / ranks), shards, work(kernels.decode)]
-    # The scales are about half of an encoding.
+    # The scales are about half of an encoding. They go as messages do, or in an all-reduce.
+    scales = waits if ranks <= MOST_DIRECT else 2 * others
     half = work(kernels.encode / 2)
     back = over(others * counts / ranks, waits)
-    return [half, over(0, 2 * others), half, shards, work(ranks * kernels.add / ranks), back, work(kernels.decode)]
+    return [half, over(0, scales), half, shards, work(kernels.add), back, work(kernels.decode)]
 
 
 def seconds(

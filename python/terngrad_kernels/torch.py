@@ -16,6 +16,7 @@ import json
 import math
 import numbers
 import queue
+import statistics
 import threading
 import time
 import weakref
@@ -1135,19 +1136,19 @@ def _measure_kernels(elements: int = 1 << 20, rounds: int = 5) -> dict[str, floa
     packed = tk.encode(x, seed=1)
     out = torch.empty_like(x)
 
-    def fastest(call: Callable[[], object]) -> float:
-        best = math.inf
+    def seconds(call: Callable[[], object]) -> float:
+        taken = []
         for _ in range(rounds):
             start = time.perf_counter()
             call()
-            best = min(best, time.perf_counter() - start)
-        return best / elements
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken) / elements
 
-    one, five = (fastest(partial(tk.decode_sum, [packed] * many, out=out)) for many in (1, 5))
+    one, nine = (seconds(partial(tk.decode_sum, [packed] * many, out=out)) for many in (1, 9))
     return {
-        "encode": fastest(lambda: tk.encode(x, seed=1, out=packed.data)),
+        "encode": seconds(lambda: tk.encode(x, seed=1, out=packed.data)),
         "decode": one,
-        "add": max(0.0, five - one) / 4,
+        "add": max(0.0, nine - one) / 8,
     }
 
 

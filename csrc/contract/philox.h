@@ -19,13 +19,20 @@ struct PhiloxWords {
   uint32_t w[4];
 };
 
+// The upper half of a product. (nvcc would carry a product of 64 bits through all rounds, at an addition each.)
+TERNGRAD_CONTRACT uint32_t upper_product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(a, b);
+#else
+  return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+#endif
+}
+
 TERNGRAD_CONTRACT PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t product0 = static_cast<uint64_t>(kPhiloxM0) * counter.w[0];
-    const uint64_t product1 = static_cast<uint64_t>(kPhiloxM1) * counter.w[2];
-    counter =
-        PhiloxWords{{static_cast<uint32_t>(product1 >> 32) ^ counter.w[1] ^ key0, static_cast<uint32_t>(product1),
-                     static_cast<uint32_t>(product0 >> 32) ^ counter.w[3] ^ key1, static_cast<uint32_t>(product0)}};
+    counter = PhiloxWords{
+        {upper_product(kPhiloxM1, counter.w[2]) ^ counter.w[1] ^ key0, kPhiloxM1 * counter.w[2],
+         upper_product(kPhiloxM0, counter.w[0]) ^ counter.w[3] ^ key1, kPhiloxM0 * counter.w[0]}};
     key0 += kPhiloxW0;
     key1 += kPhiloxW1;
   }

@@ -32,12 +32,8 @@ TERNGRAD_CONTRACT Quantiser quantiser_of(Scale layer) {
 // T in [0, 2^31]: the element fires if u < T. The comparison is false for NaN, which so takes the bound; the bound is
 // at most 2^31, so the conversion is defined.
 TERNGRAD_CONTRACT uint32_t threshold_of(float x, const Quantiser& quantiser) {
-#if defined(__CUDA_ARCH__)  // two instructions, the second of which takes its other operand for a NaN
-  return static_cast<uint32_t>(fminf(fabsf(x) * quantiser.inverse, quantiser.bound));
-#else
   const float scaled = float_of(magnitude_bits(x)) * quantiser.inverse;
   return static_cast<uint32_t>(scaled < quantiser.bound ? scaled : quantiser.bound);
-#endif
 }
 
 // A trit as bits, from which any code is cut out: none for 0, every even one for +1, all for -1.

@@ -7,25 +7,56 @@ namespace cuda {
 
 namespace {
 
-// What a trit comes to: worth * t, which is exact, as what the output or the sum takes.
-template <class V>
+// Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
+// made together, a byte each, and twice the worth of one times the half is what it comes to, unless that overflows.
+TERNGRAD_DEVICE uint32_t halves_of(uint32_t row) {
+  return (row & 0x01010101u) * 0x3fu + (row << 6 & 0x80808080u);
+}
+
+TERNGRAD_DEVICE float half_at(uint32_t halves, int column) {
+  return float_of(__byte_perm(halves, 0u, static_cast<unsigned>(column) << 12 | 0x444u));
+}
+
+// worth * t, which is exact, of a row's four trits, as the output takes it. (-worth and worth * -1 are the same bits, but
+// of a NaN.)
+template <class T>
 struct Worth {
-  V zero;
-  V plus;
-  V minus;
+  T zero;
+  T plus;
+  T minus;
+
+  explicit __device__ __forceinline__ Worth(float worth)
+      : zero(narrowed<T>(worth * 0.0f)), plus(narrowed<T>(worth)), minus(narrowed<T>(-worth)) {}
+  __device__ __forceinline__ Four<T> of(uint32_t row) const {
+    Four<T> four;
+    if constexpr (sizeof(T) == 2) {
+      // Of the eight bytes zero, plus, nothing, minus, a code's are 2 code and 2 code + 1.
+      const uint32_t low = zero.bits | static_cast<uint32_t>(plus.bits) << 16;
+      const uint32_t places = (row & 0x03030303u) * 0x22u + 0x10101010u;
+      const uint32_t high = static_cast<uint32_t>(minus.bits) << 16;
+      const uint32_t pairs[2] = {__byte_perm(low, high, places), __byte_perm(low, high, places >> 16)};
+      memcpy(&four, pairs, sizeof four);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) four.values[j] = row >> (8 * j) & 1u ? (row >> (8 * j) & 2u ? minus : plus) : zero;
+    }
+    return four;
+  }
 };
 
-// The trit of row Row of a byte chooses. (-worth and worth * -1 are the same bits, but of a NaN.)
-template <class Form, int Row, class V>
-TERNGRAD_DEVICE V chosen(uint32_t byte, const Worth<V>& worth) {
-  if constexpr (Form::packing == Packing::two_bit) {
-    const uint32_t code = byte >> (2 * Row);
-    return code & 1u ? (code & 2u ? worth.minus : worth.plus) : worth.zero;
-  } else {
-    const int t = value_in(Form::packing, byte, Row);
-    return t == 0 ? worth.zero : t < 0 ? worth.minus : worth.plus;
+template <>
+struct Worth<float> {
+  float twice;
+
+  explicit __device__ __forceinline__ Worth(float worth) : twice(2.0f * worth) {}
+  __device__ __forceinline__ Four<float> of(uint32_t row) const {
+    const uint32_t halves = halves_of(row);
+    Four<float> four;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) four.values[j] = twice * half_at(halves, j);
+    return four;
   }
-}
+};
 
 // One unit of the output.
 template <class T>
@@ -68,28 +99,24 @@ TERNGRAD_DEVICE void fill_nan(const Output<T>& out, int count) {
 
 // ---- one message, written
 
-template <class Form, class T, int Row>
-TERNGRAD_DEVICE void write_rows(uint32_t word, const Worth<T>& worth, int tile, const Output<T>& out) {
-  Four<T> four;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) four.values[j] = chosen<Form, Row>(word >> (8 * j) & 255u, worth);
-  out.store(tile * static_cast<int>(Form::rows) + Row, four);
-  if constexpr (Row + 1 < Form::rows) write_rows<Form, T, Row + 1>(word, worth, tile, out);
-}
-
 template <class Form, class T>
 TERNGRAD_DEVICE void write_tiles(const uint8_t* payload, int full_rows, float worth, const Output<T>& out) {
-  constexpr int kTiles = kRows / static_cast<int>(Form::rows);
-  const Worth<T> values{narrowed<T>(worth * 0.0f), narrowed<T>(worth), narrowed<T>(-worth)};
+  constexpr int kFormRows = static_cast<int>(Form::rows);
+  constexpr int kTiles = kRows / kFormRows;
+  const Worth<T> values(worth);
   uint32_t words[kTiles];
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     words[tile] = 0;
-    if (tile * Form::rows < full_rows) words[tile] = load_word(payload + tile * kColumns + 4 * lane_of());
+    if (tile * kFormRows < full_rows) words[tile] = load_word(payload + tile * kColumns + 4 * lane_of());
   }
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
-    if (tile * Form::rows < full_rows) write_rows<Form, T, 0>(words[tile], values, tile, out);
+    if (tile * kFormRows >= full_rows) break;
+    uint32_t rows[kFormRows];
+    rows_in_word(Form{}, words[tile], rows);
+#pragma unroll
+    for (int i = 0; i < kFormRows; ++i) out.store(tile * kFormRows + i, values.of(rows[i]));
   }
 }
 
@@ -100,7 +127,7 @@ TERNGRAD_DEVICE float written(Packing packing, float worth, float value) {
 
 template <class T>
 TERNGRAD_DEVICE void write_unit(const uint8_t* payload, Packing packing, int count, float worth, const Output<T>& out) {
-  const int full_rows = full_rows_of(packing, count);
+  const int full_rows = is_extreme(worth) && sizeof(T) == 4 ? 0 : full_rows_of(packing, count);
   if (packing == Packing::two_bit) {
     write_tiles<Tiled<Packing::two_bit>>(payload, full_rows, worth, out);
   } else if (packing == Packing::base3) {
@@ -131,47 +158,11 @@ __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__
   const float scale = carries ? 1.0f : load_scale(message.data + piece.scale_at);
   const Output<T> to = output_of<T>(out, piece, unit.begin);
   if (is_poisoned(scale)) return fill_nan(to, unit.count);
-  write_unit(message.data + piece.payload_at + payload_bytes(piece.packing, unit.begin), piece.packing, unit.count,
+  write_unit(payload_of(message, piece, unit.index), piece.packing, unit.count,
              message.weight * scale, to);
 }
 
 // ---- several messages, added
-
-// Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
-// made together, a byte each, and fma(2 * worth, half, sum) is fma(worth, trit, sum) unless twice the worth overflows.
-TERNGRAD_DEVICE void add_halves(uint32_t halves, int byte, float twice, float* sum) {
-  const float half = float_of(__byte_perm(halves, 0u, static_cast<unsigned>(byte) << 12 | 0x444u));
-  *sum = fmaf(twice, half, *sum);
-}
-
-TERNGRAD_DEVICE void add_word(Tiled<Packing::two_bit>, uint32_t word, float twice, float (&sums)[4][4]) {
-  const uint32_t fired = word & 0x55555555u;
-  const uint32_t minus = word >> 1 & fired;  // code 10 is 0
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t signs = minus << (7 - 2 * i) & 0x80808080u;
-    const uint32_t halves = (fired >> (2 * i) & 0x01010101u) * 0x3fu + signs;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) add_halves(halves, j, twice, &sums[i][j]);
-  }
-}
-
-// Two bytes side by side in 16 bits each; 171 / 512 is a third for all bytes.
-TERNGRAD_DEVICE void add_word(Tiled<Packing::base3>, uint32_t word, float twice, float (&sums)[5][4]) {
-  uint32_t pairs[2] = {word & 0x00ff00ffu, word >> 8 & 0x00ff00ffu};
-#pragma unroll
-  for (int i = 0; i < 5; ++i) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const uint32_t thirds = pairs[k] * 171u >> 9 & 0x007f007fu;
-      const uint32_t digits = pairs[k] - 3u * thirds;
-      pairs[k] = thirds;
-      const uint32_t halves = digits * 0x3fu + (digits >> 1 & 0x00010001u) * 0x41u;
-      add_halves(halves, 0, twice, &sums[i][k]);
-      add_halves(halves, 2, twice, &sums[i][k + 2]);
-    }
-  }
-}
 
 // Trits: the sums of a tile's rows side by side, so that each word is read once.
 template <class Form, class T>
@@ -189,8 +180,15 @@ TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, con
       const Message message = message_at(messages, m);
       const float worth = worth_in(message, piece);
       const uint32_t word =
-          load_word(payload_of(message, piece, unit.begin) + tile * static_cast<int>(kColumns) + 4 * lane_of());
-      add_word(Form{}, word, 2.0f * worth, sums);
+          load_word(payload_of(message, piece, unit.index) + tile * static_cast<int>(kColumns) + 4 * lane_of());
+      uint32_t rows[Form::rows];
+      rows_in_word(Form{}, word, rows);
+#pragma unroll
+      for (int i = 0; i < kFormRows; ++i) {
+        const uint32_t halves = halves_of(rows[i]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(2.0f * worth, half_at(halves, j), sums[i][j]);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kFormRows; ++i) out.store(tile * kFormRows + i, sums[i]);
@@ -208,7 +206,7 @@ TERNGRAD_DEVICE void sum_rows(const Messages& messages, const Piece& piece, cons
       const Message message = message_at(messages, m);
       const float worth = worth_in(message, piece);
       float x[4];
-      values_of_row(piece.packing, payload_of(message, piece, unit.begin), row, x);
+      values_of_row(piece.packing, payload_of(message, piece, unit.index), row, x);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[j] = fmaf(worth, x[j], sums[j]);
     }
@@ -226,7 +224,7 @@ __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_con
   const Output<T> to = output_of<T>(out, piece, unit.begin);
   const SumSource sum = SumSource::at(messages, unit.piece);
   if (sum.poisoned) return fill_nan(to, unit.count);
-  const int full_rows = sum.is_extreme ? 0 : full_rows_of(piece.packing, unit.count);
+  const int full_rows = sum.has_extreme ? 0 : full_rows_of(piece.packing, unit.count);
   if (piece.packing == Packing::two_bit) {
     sum_tiles<Tiled<Packing::two_bit>>(messages, piece, unit, full_rows, fresh, to);
   } else if (piece.packing == Packing::base3) {
@@ -238,7 +236,7 @@ __global__ __launch_bounds__(kThreads, 2) void decode_sum_array(const __grid_con
     float x = fresh ? 0.0f : to.one(i);
     for (int64_t m = 0; m < messages.count; ++m) {
       const Message message = message_at(messages, m);
-      const float value = value_of(piece.packing, payload_of(message, piece, unit.begin), unit.count, i);
+      const float value = value_of(piece.packing, payload_of(message, piece, unit.index), unit.count, i);
       x = fmaf(worth_in(message, piece), value, x);
     }
     to.store_one(i, x);

@@ -18,22 +18,22 @@ constexpr int kRows = static_cast<int>(kUnit / kColumns);  // of a unit
 constexpr int kRowGroup = 4 * static_cast<int>(kColumns);  // elements of four rows
 static_assert(kUnit % kColumns == 0 && kUnit % kRowGroup == 0, "a unit is whole groups of rows");
 
-TERNGRAD_DEVICE int lane_of() { return static_cast<int>(threadIdx.x) % kWarp; }
+TERNGRAD_DEVICE int lane_of() { return static_cast<int>(threadIdx.x % unsigned{kWarp}); }
 // The same in all lanes, by which the compiler sees that what follows from it is, and takes far fewer registers.
-TERNGRAD_DEVICE int warp_of() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / kWarp, 0); }
+TERNGRAD_DEVICE int warp_of() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / unsigned{kWarp}), 0); }
 
 TERNGRAD_DEVICE int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The last i < count whose starts[i] is at most `item`; starts[0] is 0 and they ascend. 32 guesses at a time.
-TERNGRAD_DEVICE int64_t find(const int64_t* starts, int64_t count, int64_t item) {
-  int64_t first = 0;
+TERNGRAD_DEVICE int find(const int64_t* starts, int count, int64_t item) {
+  int first = 0;
   while (count > 1) {
-    const int64_t step = (count + kWarp - 1) / kWarp;
-    const int64_t guess = lane_of() * step;
+    const int step = (count - 1) / kWarp + 1;
+    const int guess = lane_of() * step;  // at most 31 x 2^26
     const bool before = guess < count && starts[first + guess] <= item;
-    const int64_t right = __popc(__ballot_sync(kAllLanes, before)) - 1;
-    first += right * step;
-    count = smaller_of(step, count - right * step);
+    const int skipped = (__popc(__ballot_sync(kAllLanes, before)) - 1) * step;
+    first += skipped;
+    count = count - skipped < step ? count - skipped : step;
   }
   return first;
 }
@@ -41,7 +41,7 @@ TERNGRAD_DEVICE int64_t find(const int64_t* starts, int64_t count, int64_t item)
 // ---- memory
 
 TERNGRAD_DEVICE bool is_aligned(const void* address, int bytes) {
-  return reinterpret_cast<uintptr_t>(address) % static_cast<unsigned>(bytes) == 0;
+  return static_cast<unsigned>(reinterpret_cast<uintptr_t>(address)) % static_cast<unsigned>(bytes) == 0;
 }
 
 template <int Bytes>
@@ -124,10 +124,14 @@ TERNGRAD_DEVICE uint32_t load_word(const uint8_t* from) {
          static_cast<uint32_t>(from[3]) << 24;
 }
 
-TERNGRAD_DEVICE void store_word(uint8_t* to, uint32_t word) {
-  if (is_aligned(to, 4)) return __stcs(reinterpret_cast<uint32_t*>(to), word);
+TERNGRAD_DEVICE void store_bytes(uint8_t* to, uint32_t word) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(word >> (8 * i));
+}
+
+TERNGRAD_DEVICE void store_word(uint8_t* to, uint32_t word) {
+  if (is_aligned(to, 4)) return __stcs(reinterpret_cast<uint32_t*>(to), word);
+  store_bytes(to, word);
 }
 
 TERNGRAD_DEVICE void store_floats(uint8_t* to, const float (&x)[4]) {
@@ -138,13 +142,35 @@ TERNGRAD_DEVICE void store_floats(uint8_t* to, const float (&x)[4]) {
   for (int i = 0; i < 4; ++i) store_word(to + 4 * i, bits_of(x[i]));
 }
 
+// widen(), but of a NaN some NaN: an instruction.
 template <class T>
-TERNGRAD_DEVICE void widen_four(const Four<T>& four, float (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = widen(four.values[i]);
+TERNGRAD_DEVICE float converted(T x) {
+  return static_cast<float>(x);
+}
+TERNGRAD_DEVICE float converted(Half x) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+#else
+  return widen(x);
+#endif
 }
 
-// widen() of two at a time, without taking them apart first.
+TERNGRAD_DEVICE float converted(BFloat16 x) { return widen(x); }
+
+// Under a measured scale there is no NaN, and no limit below the scale; under a passed one there may be, and the sign
+// of a NaN is that of its trit.
+enum class ScaleOrigin { measured, passed };
+
+template <ScaleOrigin O, class T>
+TERNGRAD_DEVICE void widen_four(const Four<T>& four, float (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = O == ScaleOrigin::measured ? converted(four.values[i]) : widen(four.values[i]);
+}
+
+// Two at a time, without taking them apart first.
+template <ScaleOrigin O>
 TERNGRAD_DEVICE void widen_four(const Four<BFloat16>& four, float (&x)[4]) {
   uint32_t pairs[2];
   memcpy(pairs, &four, sizeof pairs);
@@ -165,7 +191,8 @@ TERNGRAD_DEVICE T narrowed(float x) {
 
 // What a warp works on: elements [begin, begin + count) of a piece.
 struct Unit {
-  int64_t piece;
+  int piece;
+  int64_t index;  // among the piece's units
   int64_t begin;
   int32_t count;
   bool first;  // of the piece: whoever has it also writes what a piece has once
@@ -176,7 +203,8 @@ TERNGRAD_DEVICE bool has_unit(const Geometry& geometry, int64_t tile, Unit* unit
   const int64_t index = tile * kWarps + warp_of();
   if (index >= geometry.units) return false;
   unit->piece = find(geometry.piece_units, geometry.piece_count, index);
-  unit->begin = (index - geometry.piece_units[unit->piece]) * kUnit;
+  unit->index = index - geometry.piece_units[unit->piece];
+  unit->begin = unit->index * kUnit;
   unit->count = static_cast<int32_t>(smaller_of(kUnit, geometry.pieces[unit->piece].size - unit->begin));
   unit->first = unit->begin == 0;
   return true;
@@ -222,16 +250,31 @@ struct ArraySource {
   static __device__ __forceinline__ ArraySource at(const unsigned char* base) {
     return ArraySource{base, takes_vectors<T>(base)};
   }
-  // Four neighbours, the first a multiple of 4 of the piece or group.
-  __device__ __forceinline__ void load(int64_t element, float (&x)[4], Again again = Again::yes) const {
-    widen_four(load_four<T>(base, element, vectors, again), x);
-  }
-  // The same of some rows, the first `rows` of them, which are 0 before.
-  __device__ __forceinline__ void load_rows(int64_t element, int rows, float (&x)[4][4]) const {
+  // A lane's part of four rows, as it lies in memory.
+  struct Rows {
+    Four<T> four[4];
+  };
+  // Of the rows whose first column, of this lane, is `element`; what is beyond the `there` elements of them is 0.
+  __device__ __forceinline__ void load_rows(int64_t element, int there, Rows* rows) const {
+    if (vectors && there >= kRowGroup) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows->four[i] = load_four<T>(base, element + i * kColumns, true, Again::no);
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i < rows) load(element + i * kColumns, x[i], Again::no);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = i * static_cast<int>(kColumns) + j;
+        rows->four[i].values[j] = T{};
+        if (4 * lane_of() + at < there) rows->four[i].values[j] = reinterpret_cast<const T*>(base)[element + at];
+      }
     }
+  }
+  template <ScaleOrigin O>
+  static __device__ __forceinline__ void widen_rows(const Rows& rows, float (&x)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) widen_four<O>(rows.four[i], x[i]);
   }
   __device__ __forceinline__ float one(int64_t element) const {
     return widen(reinterpret_cast<const T*>(base)[element]);
@@ -307,8 +350,19 @@ TERNGRAD_DEVICE void values_of_row(Packing packing, const uint8_t* payload, int 
   }
 }
 
-TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t begin) {
-  return message.data + piece.payload_at + payload_bytes(piece.packing, begin);
+// Of a whole unit: a multiple of 128, which a byte gives for each packing. (payload_bytes divides.)
+TERNGRAD_DEVICE int unit_bytes(Packing packing) {
+  static_assert(kUnit == 2560, "two_bit 5 x 128, base3 4, float32 80, counts4 10, counts8 20, counts16 40");
+  return static_cast<int>(0x28140a500405u >> (8 * static_cast<int>(packing)) & 255u) * 128;
+}
+
+// Where the payload of the piece's unit `index` begins.
+TERNGRAD_DEVICE int64_t payload_at(const Piece& piece, int64_t index) {
+  return piece.payload_at + index * unit_bytes(piece.packing);
+}
+
+TERNGRAD_DEVICE const uint8_t* payload_of(const Message& message, const Piece& piece, int64_t index) {
+  return message.data + payload_at(piece, index);
 }
 
 TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
@@ -316,12 +370,15 @@ TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
                                            : message.weight * load_scale(message.data + piece.scale_at);
 }
 
+// Whether twice of it is not finite, perhaps.
+TERNGRAD_DEVICE bool is_extreme(float worth) { return fabsf(worth) >= 0x1p127f; }
+
 // The float32 sum of messages, of one piece.
 struct SumSource {
   const Messages* messages;
   int64_t piece_index;
   bool poisoned;
-  bool is_extreme;  // twice a message's worth may overflow
+  bool has_extreme;  // worth of a message
 
   static __device__ __forceinline__ SumSource at(const Messages& messages, int64_t piece) {
     bool poisoned = false;
@@ -332,18 +389,19 @@ struct SumSource {
       if (own.packing == Packing::float32) continue;
       const float scale = load_scale(message.data + own.scale_at);
       if (is_poisoned(scale)) poisoned = true;
-      if (fabsf(message.weight * scale) >= 0x1p127f) extreme = true;
+      if (is_extreme(message.weight * scale)) extreme = true;
     }
     return SumSource{&messages, piece, __any_sync(kAllLanes, poisoned) != 0, __any_sync(kAllLanes, extreme) != 0};
   }
   __device__ __noinline__ float one(int64_t element) const {
     if (poisoned) return float_of(kNaN32);
-    const int64_t begin = element / kUnit * kUnit;
+    const int64_t index = element / kUnit;
+    const int64_t begin = index * kUnit;
     float sum = 0.0f;
     for (int64_t i = 0; i < messages->count; ++i) {
       const Message message = message_at(*messages, i);
       const Piece& own = message.pieces[piece_index];
-      const uint8_t* payload = payload_of(message, own, begin);
+      const uint8_t* payload = payload_of(message, own, index);
       const int inside = static_cast<int>(element - begin);
       const int count = static_cast<int>(smaller_of(kUnit, own.size - begin));
       sum = fmaf(worth_in(message, own), value_of(own.packing, payload, count, inside), sum);
@@ -354,19 +412,32 @@ struct SumSource {
   __device__ __forceinline__ void carried_four(int64_t element, float (&x)[4]) const {
     for (int i = 0; i < 4; ++i) x[i] = one(element + i);
   }
-  // Each message's payload is looked up once for all of the rows. (Inlined, it would take all registers.)
-  __device__ __noinline__ void load_rows(int64_t element, int rows, float (&x)[4][4]) const {
-    const int64_t begin = element / kUnit * kUnit;
+  struct Rows {
+    float x[4][4];
+  };
+  // As ArraySource's. Each message's payload is looked up once for all of the rows. (Inlined, it would take all
+  // registers.)
+  __device__ __noinline__ void load_rows(int64_t element, int there, Rows* rows) const {
+    const int64_t index = element / kUnit;
+    const int64_t begin = index * kUnit;
     const int row = static_cast<int>(element - begin) / static_cast<int>(kColumns);
-    bool whole = !poisoned;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) rows->x[i][j] = 0.0f;
+    }
+    bool whole = !poisoned && there >= kRowGroup;
     for (int64_t m = 0; m < messages->count && whole; ++m) {
       const Piece& own = message_at(*messages, m).pieces[piece_index];
-      whole = row + rows <= full_rows_of(own.packing, static_cast<int>(smaller_of(kUnit, own.size - begin)));
+      whole = row + 4 <= full_rows_of(own.packing, static_cast<int>(smaller_of(kUnit, own.size - begin)));
     }
     if (!whole) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        for (int j = 0; j < 4 && i < rows; ++j) x[i][j] = one(element + i * kColumns + j);
+        for (int j = 0; j < 4; ++j) {
+          const int at = i * static_cast<int>(kColumns) + j;
+          if (4 * lane_of() + at < there) rows->x[i][j] = one(element + at);
+        }
       }
       return;
     }
@@ -374,20 +445,30 @@ struct SumSource {
       const Message message = message_at(*messages, m);
       const Piece& own = message.pieces[piece_index];
       const float worth = worth_in(message, own);
-      const uint8_t* payload = payload_of(message, own, begin);
+      const uint8_t* payload = payload_of(message, own, index);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (i >= rows) break;
         float values[4];
         values_of_row(own.packing, payload, row + i, values);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) x[i][j] = fmaf(worth, values[j], x[i][j]);
+        for (int j = 0; j < 4; ++j) rows->x[i][j] = fmaf(worth, values[j], rows->x[i][j]);
       }
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) x[i][j] = x[i][j] == x[i][j] ? x[i][j] : float_of(kNaN32);
+      for (int j = 0; j < 4; ++j) {
+        const float x = rows->x[i][j];
+        rows->x[i][j] = x == x ? x : float_of(kNaN32);
+      }
+    }
+  }
+  template <ScaleOrigin>
+  static __device__ __forceinline__ void widen_rows(const Rows& rows, float (&x)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[i][j] = rows.x[i][j];
     }
   }
 };
@@ -403,139 +484,172 @@ TERNGRAD_DEVICE Draw draw_of(const Draws& draws, const Piece& piece) {
               draws.layer + static_cast<uint32_t>(piece.layer)};
 }
 
-// uniform_of in two instructions: bytes 0 to 3 are y's, 4 to 7 w's.
+// Twice u, and a bit more, in one instruction: bytes 0 to 3 are y's, 4 to 7 w's.
 template <int I, int J>
-TERNGRAD_DEVICE uint32_t uniform_at(const PhiloxWords& words) {
+TERNGRAD_DEVICE uint32_t random_at(const PhiloxWords& words) {
   const uint32_t y = words.w[(I + 1) % 4] ^ words.w[(I + 2) % 4];
   constexpr unsigned kPlaces = (J + 2) % 4 | (J + 1) % 4 << 4 | J << 8 | (4 + J) << 12;
-  return __byte_perm(y, words.w[I], kPlaces) >> 1;
+  return __byte_perm(y, words.w[I], kPlaces);
 }
 
-// A lane's trits of four rows, as their patterns: [row][column].
-struct Trits {
-  uint32_t t[4][4];
+// -T: the conversion stops at -2^31, which is the bound where nothing else is.
+template <ScaleOrigin O>
+TERNGRAD_DEVICE uint32_t negative_threshold(float x, const Quantiser& quantiser) {
+  float scaled = fabsf(x) * quantiser.inverse;
+  if (O == ScaleOrigin::passed) scaled = fminf(scaled, quantiser.bound);  // which is the bound for a NaN
+  return static_cast<uint32_t>(__float2int_rz(-scaled));
+}
+
+// Codes of two_bit come in from the right, the last element's first: the sign of x, and that of u - T, which is set
+// where the element fires.
+template <ScaleOrigin O, int Element = 15>
+TERNGRAD_DEVICE void push_codes(const float (&x)[4][4], const PhiloxWords& words, const Quantiser& quantiser,
+                                uint32_t* codes) {
+  constexpr int kRow = Element % 4;
+  constexpr int kColumn = Element / 4;
+  const float value = x[kRow][kColumn];
+  const uint32_t difference = (random_at<kRow, kColumn>(words) >> 1) + negative_threshold<O>(value, quantiser);
+  *codes = __funnelshift_l(bits_of(value), *codes, 1);
+  *codes = __funnelshift_l(difference, *codes, 1);
+  if constexpr (Element > 0) push_codes<O, Element - 1>(x, words, quantiser, codes);
+}
+
+// A sign alone, without the lower bit of the code, is 0.
+TERNGRAD_DEVICE uint32_t fired_codes(uint32_t codes) { return codes & (codes & 0x55555555u) * 3u; }
+
+// A unit's trits: word g has rows 4 g to 4 g + 3 of the lane's columns, as the word of a two_bit payload has them.
+constexpr int kGroups = kRows / 4;
+struct Codes {
+  uint32_t words[kGroups];
 };
 
-template <int I, int J = 0>
-TERNGRAD_DEVICE void trits_of_row(const float (&x)[4], const PhiloxWords& words, const Quantiser& quantiser,
-                                  Trits* to) {
-  to->t[I][J] = pattern_of(x[J], threshold_of(x[J], quantiser), uniform_at<I, J>(words));
-  if constexpr (J < 3) trits_of_row<I, J + 1>(x, words, quantiser, to);
+// `ahead`: what source.load_rows gives for the unit's first rows; the next ones are under way while some are drawn.
+template <ScaleOrigin O, class Source>
+TERNGRAD_DEVICE Codes draw_unit(const Source& source, typename Source::Rows ahead, const Unit& unit, const Piece& piece,
+                                const Draw& draw, const Quantiser& quantiser) {
+  const uint32_t block = block_of(piece.first + unit.begin) + static_cast<uint32_t>(lane_of());
+  const int64_t first = unit.begin + 4 * lane_of();
+  Codes codes = {};
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    const int rest = unit.count - (group + 1) * kRowGroup;
+    if (rest <= -kRowGroup) break;
+    float x[4][4];
+    Source::template widen_rows<O>(ahead, x);
+    if (group + 1 < kGroups && rest > 0) source.load_rows(first + (group + 1) * kRowGroup, rest, &ahead);
+    push_codes<O>(x, philox_block(draw, block + static_cast<uint32_t>(32 * group)), quantiser, &codes.words[group]);
+    codes.words[group] = fired_codes(codes.words[group]);
+  }
+  return codes;
 }
 
-// The trits of a unit that is ternarized, by groups of four rows.
 template <class Source>
-class DrawnTrits {
- public:
-  __device__ __forceinline__ DrawnTrits(const Source& from, const Draw& bits, const Quantiser& by, int64_t from_element,
-                                        const Piece& piece, int elements)
-      : source(from), draw(bits), quantiser(by), begin(from_element), layer_from(piece.first), count(elements) {}
+TERNGRAD_DEVICE typename Source::Rows first_rows(const Source& source, const Unit& unit) {
+  typename Source::Rows rows;
+  source.load_rows(unit.begin + 4 * lane_of(), unit.count, &rows);
+  return rows;
+}
 
-  // Of the first `rows` of a group's four rows, all of them in the unit; the others come out as rubbish.
-  __device__ __forceinline__ Trits whole(int group, int rows) const {
-    const int64_t element = begin + group * kRowGroup + 4 * lane_of();
-    float x[4][4] = {};
-    source.load_rows(element, rows, x);
-    return drawn(element, x);
-  }
-  // Of those elements of a group that are in the unit.
-  __device__ __forceinline__ Trits some(int group) const {
-    const int first = group * kRowGroup + 4 * lane_of();
-    float x[4][4] = {};
+// ---- a word of a whole tile: its rows, each as the codes of four columns in the lowest bits of four bytes
+
+TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::two_bit>, uint32_t word, uint32_t (&rows)[4]) {
+  const uint32_t codes = fired_codes(word);  // code 10 is 0
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4; ++i) rows[i] = codes >> (2 * i);  // what is above two bits of a byte does not matter
+}
+
+// Two bytes side by side in 16 bits each; 171 / 512 is a third for all bytes.
+TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::base3>, uint32_t word, uint32_t (&rows)[5]) {
+  uint32_t pairs[2] = {word & 0x00ff00ffu, word >> 8 & 0x00ff00ffu};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int at = first + i * static_cast<int>(kColumns) + j;
-        if (at < count) x[i][j] = source.one(begin + at);
-      }
+  for (int i = 0; i < 5; ++i) {
+    uint32_t digits[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint32_t thirds = pairs[k] * 171u >> 9 & 0x007f007fu;
+      digits[k] = pairs[k] - 3u * thirds;
+      pairs[k] = thirds;
     }
-    return drawn(begin + first, x);
+    const uint32_t all = digits[1] * 256u + digits[0];
+    rows[i] = all + (all >> 1 & 0x01010101u);  // the digit 2 is the code 11
   }
+}
 
- private:
-  __device__ __forceinline__ Trits drawn(int64_t element, const float (&x)[4][4]) const {
-    const PhiloxWords words = philox_block(draw, block_of(layer_from + element));
-    Trits trits;
-    trits_of_row<0>(x[0], words, quantiser, &trits);
-    trits_of_row<1>(x[1], words, quantiser, &trits);
-    trits_of_row<2>(x[2], words, quantiser, &trits);
-    trits_of_row<3>(x[3], words, quantiser, &trits);
-    return trits;
-  }
-
-  const Source& source;
-  const Draw& draw;
-  const Quantiser& quantiser;
-  int64_t begin;       // the unit's first element in the piece
-  int64_t layer_from;  // the piece's first element in the layer
-  int count;
-};
+// A row's four trits, a byte each: 0, 1 or 0xff.
+TERNGRAD_DEVICE uint32_t trits_of(uint32_t row) {
+  return (row & 0x01010101u) + (row >> 1 & 0x01010101u) * 0xfeu;
+}
 
 // ---- packing a unit
 
-constexpr int kMostTile = 640;
-static_assert(kMostTile >= Tiled<Packing::base3>::tile && kMostTile >= Tiled<Packing::two_bit>::tile, "of trits");
+// Of shared memory, for the codes of a warp's unit.
+using Staging = uint32_t[kGroups][kWarp];
 
-// The payload's word with a trit in a row of its tile and a column of the lane's four.
-template <class Form>
-TERNGRAD_DEVICE uint32_t with_trit(uint32_t word, uint32_t pattern, int row, int column) {
-  if (Form::packing == Packing::two_bit) return word | (pattern & 3u << (2 * row + 8 * column));
-  return word + (power_of_three(row) * ((pattern & 1u) + (pattern >> 31)) << (8 * column));
+template <int Count>
+TERNGRAD_DEVICE void store_tiles(uint8_t* payload, const uint32_t (&words)[Count], int tiles) {
+  uint8_t* to = payload + 4 * lane_of();
+  if (is_aligned(payload, 4)) {
+#pragma unroll
+    for (int tile = 0; tile < Count; ++tile) {
+      if (tile < tiles) __stcs(reinterpret_cast<uint32_t*>(to + tile * kColumns), words[tile]);
+    }
+  } else {
+#pragma unroll
+    for (int tile = 0; tile < Count; ++tile) {
+      if (tile < tiles) store_bytes(to + tile * kColumns, words[tile]);
+    }
+  }
 }
 
-// Packs `count` trits, which `trits` gives for rows 4 g to 4 g + 3 as above. `staging`: kMostTile bytes of shared
-// memory of this warp.
-template <class Form, class Rows>
-TERNGRAD_DEVICE void pack_unit(const Rows& trits, int count, uint8_t* payload, int8_t* staging) {
-  constexpr int kFormRows = static_cast<int>(Form::rows);
-  constexpr int kFormTile = static_cast<int>(Form::tile);
-  const int full_rows = count / kFormTile * kFormRows;
-  uint32_t word = 0;
+// Five rows of digits, which are what a code is less its upper bit.
+TERNGRAD_DEVICE void store_base3(uint8_t* payload, const Codes& codes, int tiles) {
+  constexpr int kTiles = kRows / 5;
+  uint32_t words[kTiles] = {};
 #pragma unroll
-  for (int group = 0; group < kRows / 4; ++group) {
-    if (4 * group >= full_rows) break;
-    const int rows = kFormRows == 4 ? 4 : full_rows - 4 * group;
-    const Trits found = trits.whole(group, rows);
+  for (int group = 0; group < kGroups; ++group) {
+    const uint32_t digits = codes.words[group] - (codes.words[group] >> 1 & 0x55555555u);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 4 * group + i;
-      if (i >= rows) break;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) word = with_trit<Form>(word, found.t[i][j], row % kFormRows, j);
-      if (row % kFormRows == kFormRows - 1) {
-        store_word(payload + row / kFormRows * kColumns + 4 * lane_of(), word);
-        word = 0;
-      }
+      words[row / 5] += (digits >> (2 * i) & 0x03030303u) * power_of_three(row % 5);
     }
   }
-  const int start = full_rows * static_cast<int>(kColumns);
+  store_tiles(payload, words, tiles);
+}
+
+// Packs a unit's first `count` trits.
+template <class Form>
+TERNGRAD_DEVICE void pack_unit(const Codes& codes, int count, uint8_t* payload, Staging* staging) {
+  constexpr int kFormRows = static_cast<int>(Form::rows);
+  constexpr int kFormTile = static_cast<int>(Form::tile);
+  const int tiles = count / kFormTile;
+  if constexpr (Form::packing == Packing::base3) {
+    store_base3(payload, codes, tiles);
+  } else {
+    store_tiles(payload, codes.words, tiles);
+  }
+  const int start = tiles * kFormTile;
   const int rest = count - start;
   if (rest == 0) return;
   // The last tile has columns of its own: its trits change lanes.
-  for (int group = full_rows / 4; group * kRowGroup < count; ++group) {
-    const Trits found = trits.some(group);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of() + j;
-        if (element >= start && element < count) staging[element - start] = trit_in(found.t[i][j]);
-      }
-    }
-  }
+  for (int group = 0; group < kGroups; ++group) (*staging)[group][lane_of()] = codes.words[group];
   __syncwarp();
-  const int columns = static_cast<int>(payload_bytes(Form::packing, rest));
+  const auto* columns_of_four = reinterpret_cast<const uint8_t*>(staging);
+  const int columns = (rest + kFormRows - 1) / kFormRows;
   for (int column = lane_of(); column < columns; column += kWarp) {
     uint32_t byte = 0;
-#pragma unroll
     for (int row = 0; row < kFormRows; ++row) {
-      const int element = row * columns + column;
-      if (element < rest) byte += code_of(Form::packing, staging[element], row);
+      const int inside = row * columns + column;
+      if (inside >= rest) break;
+      const int element = start + inside;
+      const int in_group = element % kRowGroup;
+      const uint32_t four = columns_of_four[element / kRowGroup * kColumns + in_group % kColumns];
+      const auto trit = value_in(Packing::two_bit, four, in_group / kColumns);
+      byte += code_of(Form::packing, trit, row);
     }
     payload[start / kFormRows + column] = static_cast<uint8_t>(byte);
   }
-  __syncwarp();
 }
 
 // ---- launches

@@ -34,44 +34,50 @@ TERNGRAD_DEVICE void carry_unit(const Source& source, const Unit& unit, uint8_t*
   }
 }
 
-template <class Source>
-TERNGRAD_DEVICE void encode_unit(const Source& source, const Unit& unit, const Piece& piece, const Draw& draw,
-                                 const Quantiser& quantiser, Packing packing, uint8_t* payload, int8_t* staging) {
-  if (packing == Packing::float32) return carry_unit(source, unit, payload);
+template <ScaleOrigin O, class Source>
+TERNGRAD_DEVICE void encode_unit(const Source& source, const typename Source::Rows& ahead, const Unit& unit,
+                                 const Piece& piece, const Draw& draw, Scale scale, Packing packing, uint8_t* payload,
+                                 Staging* staging) {
+  const Quantiser quantiser = quantiser_of(scale);
   if (!quantiser.live) return zero_bytes(payload, payload_bytes(packing, unit.count));
-  const DrawnTrits<Source> trits(source, draw, quantiser, unit.begin, piece, unit.count);
+  const Codes codes = draw_unit<O>(source, ahead, unit, piece, draw, quantiser);
   if (packing == Packing::base3) {
-    pack_unit<Tiled<Packing::base3>>(trits, unit.count, payload, staging);
+    pack_unit<Tiled<Packing::base3>>(codes, unit.count, payload, staging);
   } else {
-    pack_unit<Tiled<Packing::two_bit>>(trits, unit.count, payload, staging);
+    pack_unit<Tiled<Packing::two_bit>>(codes, unit.count, payload, staging);
   }
 }
 
-struct Staging {
-  int8_t trits[kWarps][kMostTile];
-};
-
-template <class T>
-TERNGRAD_DEVICE void encode_array_unit(const Unit& unit, const Piece& piece, const Bucket& x, Scale scale,
-                                       const Draws& draws, uint8_t* message, Staging* staging) {
-  if (unit.first && lane_of() == 0) store_word(message + piece.scale_at, bits_of(scale.scale));
-  if (unit.count == 0) return;
+// `scale_of_piece()` is asked for when the first rows are under way.
+template <ScaleOrigin O, class T, class F>
+TERNGRAD_DEVICE void encode_array_unit(const Unit& unit, const Piece& piece, const Bucket& x, const Draws& draws,
+                                       uint8_t* message, Staging* staging, const F& scale_of_piece) {
   const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
-  encode_unit(source, unit, piece, draw_of(draws, piece), quantiser_of(scale), piece.packing,
-              message + piece.payload_at + payload_bytes(piece.packing, unit.begin), staging->trits[warp_of()]);
+  uint8_t* payload = message + payload_at(piece, unit.index);
+  const bool writes_scale = unit.first && lane_of() == 0;
+  if (piece.packing == Packing::float32) {
+    if (writes_scale) store_word(message + piece.scale_at, bits_of(carried_scale().scale));
+    return carry_unit(source, unit, payload);
+  }
+  const auto ahead = first_rows(source, unit);
+  const Scale scale = scale_of_piece();
+  if (writes_scale) store_word(message + piece.scale_at, bits_of(scale.scale));
+  if (unit.count == 0) return;
+  encode_unit<O>(source, ahead, unit, piece, draw_of(draws, piece), scale, piece.packing, payload, staging);
 }
 
-template <class T>
+template <class T, ScaleOrigin O>
 __global__ __launch_bounds__(kThreads) void encode_array(const __grid_constant__ Geometry geometry,
                                                          const __grid_constant__ Bucket x,
                                                          const __grid_constant__ ScaleSource scales,
                                                          const __grid_constant__ Draws draws, uint8_t* message) {
-  __shared__ Staging staging;
+  __shared__ Staging staging[kWarps];
   zero_gaps(geometry, message);
   Unit unit;
   if (!has_unit(geometry, geometry.tiles - 1 - blockIdx.x, &unit)) return;
   const Piece& piece = geometry.pieces[unit.piece];
-  encode_array_unit<T>(unit, piece, x, scale_for(scales, piece), draws, message, &staging);
+  encode_array_unit<O, T>(unit, piece, x, draws, message, &staging[warp_of()],
+                          [&] { return scale_for(scales, piece); });
 }
 
 // ---- both passes in one launch
@@ -92,12 +98,11 @@ TERNGRAD_DEVICE void encode_item(const Geometry& geometry, int64_t tile, const B
   Unit unit;
   if (!has_unit(geometry, tile, &unit)) return;
   const Piece& piece = geometry.pieces[unit.piece];
-  const bool carries = piece.packing == Packing::float32;
-  const bool measured = !carries && geometry.groups[piece.group].size > 0;
-  if (measured) wait_for(sums.arrived + piece.group);
-  const ScaleSource scales{nullptr, nullptr, sums.scales};
-  const Scale scale = carries || measured ? scale_for(scales, piece) : scale_of_nothing();
-  encode_array_unit<T>(unit, piece, x, scale, draws, message, staging);
+  encode_array_unit<ScaleOrigin::measured, T>(unit, piece, x, draws, message, staging, [&] {
+    if (geometry.groups[piece.group].size == 0) return scale_of_nothing();
+    wait_for(sums.arrived + piece.group);
+    return scale_for(ScaleSource{nullptr, nullptr, sums.scales}, piece);
+  });
 }
 
 template <class T>
@@ -118,7 +123,7 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4) void measure_and_
     const __grid_constant__ Measurement measurement, const __grid_constant__ Draws draws, uint8_t* message) {
   union Shared {
     Together together;
-    Staging staging;
+    Staging staging[kWarps];
   };
   __shared__ Shared shared;
   __shared__ uint32_t taken;
@@ -128,7 +133,7 @@ __global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4) void measure_and_
   __syncthreads();
   const uint32_t item = taken;
   if (item & kItemEncodes) {
-    encode_item<T>(geometry, item & kItemPlace, x, sums, draws, message, &shared.staging);
+    encode_item<T>(geometry, item & kItemPlace, x, sums, draws, message, &shared.staging[warp_of()]);
   } else {
     measure_item<T>(geometry, item, x, measurement, &shared.together);
   }
@@ -140,7 +145,7 @@ __global__ __launch_bounds__(kThreads, 2) void encode_messages(const __grid_cons
                                                                const __grid_constant__ Draws draws,
                                                                const __grid_constant__ Geometry result,
                                                                uint8_t* message) {
-  __shared__ Staging staging;
+  __shared__ Staging staging[kWarps];
   zero_gaps(result, message);
   Unit unit;
   if (!has_unit(geometry, geometry.tiles - 1 - blockIdx.x, &unit)) return;
@@ -150,10 +155,12 @@ __global__ __launch_bounds__(kThreads, 2) void encode_messages(const __grid_cons
   const Scale scale = source.poisoned ? poisoned_scale() : scale_for(scales, piece);
   if (unit.first && lane_of() == 0) store_word(message + target.scale_at, bits_of(scale.scale));
   if (unit.count == 0) return;
+  uint8_t* payload = message + payload_at(target, unit.index);
+  if (target.packing == Packing::float32) return carry_unit(source, unit, payload);
   Draw draw = draw_of(draws, piece);
   draw.layer |= kSecondHop;
-  encode_unit(source, unit, piece, draw, quantiser_of(scale), target.packing,
-              message + target.payload_at + payload_bytes(target.packing, unit.begin), staging.trits[warp_of()]);
+  encode_unit<ScaleOrigin::passed>(source, first_rows(source, unit), unit, piece, draw, scale, target.packing, payload,
+                            &staging[warp_of()]);
 }
 
 template <class T>
@@ -169,27 +176,24 @@ __global__ __launch_bounds__(kThreads) void ternarize_array(const __grid_constan
   if (unit.first && lane_of() == 0) scale_out[piece.group] = scale.scale;
   if (unit.count == 0) return;
   const Quantiser quantiser = quantiser_of(scale);
-  const Draw draw = draw_of(draws, piece);
   const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));
-  const DrawnTrits<ArraySource<T>> rows(source, draw, quantiser, unit.begin, piece, unit.count);
+  Codes codes = {};
+  if (quantiser.live) {
+    const Draw draw = draw_of(draws, piece);
+    codes = draw_unit<ScaleOrigin::passed>(source, first_rows(source, unit), unit, piece, draw, quantiser);
+  }
   auto* to = address_of(trits, piece, 1) + unit.begin;
   const bool vectors = takes_vectors<int8_t>(to);
-  for (int group = 0; group * kRowGroup < unit.count; ++group) {
-    Trits found{};
-    if (quantiser.live) found = (group + 1) * kRowGroup <= unit.count ? rows.whole(group, 4) : rows.some(group);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of();
-      if (element + 4 <= unit.count) {
-        Four<int8_t> four;
+  for (int row = 0; row < kRows; ++row) {
+    const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
+    const uint32_t four = trits_of(codes.words[row / 4] >> (2 * (row % 4)));
+    if (vectors && element + 4 <= unit.count) {
+      __stcs(reinterpret_cast<uint32_t*>(to + element), four);
+    } else {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) four.values[j] = trit_in(found.t[i][j]);
-        store_four<int8_t>(to, element, vectors, four);
-      } else {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (element + j < unit.count) to[element + j] = static_cast<unsigned char>(trit_in(found.t[i][j]));
-        }
+      for (int j = 0; j < 4; ++j) {
+        if (element + j < unit.count) to[element + j] = static_cast<unsigned char>(four >> (8 * j));
       }
     }
   }
@@ -202,8 +206,9 @@ cudaError_t encode(const Geometry& geometry, const Bucket& x, DType dtype, const
   const cudaLaunchConfig_t config = grid_of(geometry.tiles, stream);
   cudaError_t error = cudaSuccess;
   with_dtype(dtype, [&](auto stored) {
-    error =
-        cudaLaunchKernelEx(&config, encode_array<typename decltype(stored)::type>, geometry, x, scales, draws, message);
+    using T = typename decltype(stored)::type;
+    const auto kernel = scales.measured ? encode_array<T, ScaleOrigin::measured> : encode_array<T, ScaleOrigin::passed>;
+    error = cudaLaunchKernelEx(&config, kernel, geometry, x, scales, draws, message);
   });
   return error;
 }

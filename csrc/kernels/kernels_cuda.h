@@ -55,8 +55,8 @@ struct Geometry {
   const int64_t* group_tiles;
   const Gap* gaps;        // bytes of the message that are 0
   const uint32_t* order;  // items, as blocks take them one after the other
-  int64_t piece_count;
-  int64_t group_count;
+  int32_t piece_count;
+  int32_t group_count;
   int64_t gap_count;
   int64_t items;  // of `order`; 0: too many for one launch
   int64_t units;

@@ -82,7 +82,7 @@ TERNGRAD_DEVICE int64_t add_batches(const ArraySource<T>& source, int64_t row, i
 #pragma unroll
     for (int i = 0; i < kRowsAhead<T>; ++i) {
       float x[4];
-      widen_four(ahead[i], x);
+      widen_four<ScaleOrigin::measured>(ahead[i], x);
 #pragma unroll
       for (int j = 0; j < 4; ++j) columns->add<Center>(j, x[j], origin);
     }
@@ -105,7 +105,7 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const ArraySource<T>& source, int64_t begin
   }
   for (; row + kColumns <= end; row += kColumns) {
     float x[4];
-    source.load(row + 4 * lane_of(), x);
+    widen_four<ScaleOrigin::measured>(load_four<T>(source.base, row + 4 * lane_of(), source.vectors), x);
 #pragma unroll
     for (int j = 0; j < 4; ++j) columns.add<Center>(j, x[j], origin);
   }
@@ -140,7 +140,7 @@ TERNGRAD_DEVICE StripeSum sum_together(const ArraySource<T>& source, int64_t beg
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (element + 4 <= count) {
-        shared->x[element + j] = widen(ahead[i].values[j]);
+        shared->x[element + j] = converted(ahead[i].values[j]);
       } else if (element + j < count) {
         shared->x[element + j] = source.one(begin + element + j);
       }
@@ -182,17 +182,15 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const Messages& messages, const Geometry& g
     const int64_t until = smaller_of(size, end - before);
     if (from < until) {
       const SumSource source = SumSource::at(messages, i);
-      int64_t row = from;  // a multiple of four rows, as stripes and pieces are cut
-      for (; row + kRowGroup <= until; row += kRowGroup) {
-        float x[4][4] = {};
-        source.load_rows(row + 4 * lane_of(), 4, x);
+      for (int64_t row = from; row < until; row += kRowGroup) {  // multiples of four rows, as stripes and pieces are cut
+        SumSource::Rows rows;
+        source.load_rows(row + 4 * lane_of(), static_cast<int>(smaller_of(kRowGroup, until - row)), &rows);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) columns.add<false>(j, x[k][j], 0.0f);
+          for (int j = 0; j < 4; ++j) columns.add<false>(j, rows.x[k][j], 0.0f);
         }
       }
-      add_rest<false>(source, row, until, 0.0f, &columns);
     }
     before += size;
   }
@@ -252,7 +250,7 @@ TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& m
                                   const Stripe& sum) {
   __shared__ Fold bins;
   __shared__ bool is_last;
-  const int64_t index = find(geometry.group_tiles, geometry.group_count, tile);
+  const int index = find(geometry.group_tiles, geometry.group_count, tile);
   const Group group = geometry.groups[index];
   const Sums& sums = measurement.sums;
   if (geometry.pieces[group.first_piece].packing == Packing::float32) {

@@ -5,38 +5,31 @@ namespace cuda {
 
 namespace {
 
-// The sign of any int8 (contract/ternarize.h).
-TERNGRAD_DEVICE uint32_t pattern_of(int8_t value) { return value < 0 ? 0xffffffffu : value > 0 ? 0x55555555u : 0u; }
+// The signs of four int8, as two_bit codes of the first row.
+TERNGRAD_DEVICE uint32_t codes_of_signs(uint32_t values) {
+  const uint32_t any = ((values & 0x7f7f7f7fu) + 0x7f7f7f7fu) | values;  // bit 7 of what is not 0
+  return (any >> 7 & 0x01010101u) | (values >> 6 & 0x02020202u);
+}
 
-// The signs of int8, by groups of four rows.
-struct Signs {
-  const unsigned char* values;
-  bool vectors;
-  int count;
-
-  __device__ __forceinline__ Trits whole(int group, int rows) const {
-    Trits trits{};
+TERNGRAD_DEVICE Codes signs_of(const unsigned char* values, int count) {
+  const bool vectors = is_aligned(values, 4);
+  Codes codes = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i >= rows) break;
-      const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of();
-      const Four<int8_t> four = load_four<int8_t>(values, element, vectors, Again::no);
+  for (int row = 0; row < kRows; ++row) {
+    const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
+    uint32_t four = 0;
+    if (vectors && element + 4 <= count) {
+      four = __ldcs(reinterpret_cast<const uint32_t*>(values + element));
+    } else {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) trits.t[i][j] = pattern_of(four.values[j]);
-    }
-    return trits;
-  }
-  __device__ __forceinline__ Trits some(int group) const {
-    Trits trits{};
-    for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < 4; ++j) {
-        const int element = group * kRowGroup + i * static_cast<int>(kColumns) + 4 * lane_of() + j;
-        if (element < count) trits.t[i][j] = pattern_of(static_cast<int8_t>(values[element]));
+        if (element + j < count) four |= static_cast<uint32_t>(values[element + j]) << (8 * j);
       }
     }
-    return trits;
+    codes.words[row / 4] |= codes_of_signs(four) << (2 * (row % 4));
   }
-};
+  return codes;
+}
 
 struct Range {
   int64_t begin;
@@ -51,12 +44,11 @@ TERNGRAD_DEVICE Range range_of(int64_t n) {
 
 template <class Form>
 __global__ __launch_bounds__(kThreads) void pack_array(const int8_t* values, int64_t n, uint8_t* payload) {
-  __shared__ int8_t staging[kWarps][kMostTile];
+  __shared__ Staging staging[kWarps];
   const Range range = range_of(n);
   if (range.count == 0) return;
-  const auto* from = reinterpret_cast<const unsigned char*>(values) + range.begin;
-  const Signs signs{from, takes_vectors<int8_t>(from), range.count};
-  pack_unit<Form>(signs, range.count, payload + payload_bytes(Form::packing, range.begin), staging[warp_of()]);
+  const Codes codes = signs_of(reinterpret_cast<const unsigned char*>(values) + range.begin, range.count);
+  pack_unit<Form>(codes, range.count, payload + payload_bytes(Form::packing, range.begin), &staging[warp_of()]);
 }
 
 template <class Form>
@@ -64,19 +56,16 @@ __global__ __launch_bounds__(kThreads) void unpack_array(const uint8_t* payload,
   const Range range = range_of(n);
   const uint8_t* from = payload + payload_bytes(Form::packing, range.begin);
   auto* to = reinterpret_cast<unsigned char*>(values) + range.begin;
-  const bool vectors = takes_vectors<int8_t>(to);
   constexpr int kFormRows = static_cast<int>(Form::rows);
   const int full_tiles = range.count / static_cast<int>(Form::tile);
 #pragma unroll
   for (int tile = 0; tile < kRows / kFormRows; ++tile) {
     if (tile >= full_tiles) break;
-    const uint32_t word = load_word(from + tile * kColumns + 4 * lane_of());
+    uint32_t rows[kFormRows];
+    rows_in_word(Form{}, load_word(from + tile * kColumns + 4 * lane_of()), rows);
 #pragma unroll
     for (int i = 0; i < kFormRows; ++i) {
-      Four<int8_t> four;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) four.values[j] = value_in(Form::packing, word >> (8 * j) & 255u, i);
-      store_four<int8_t>(to, (tile * kFormRows + i) * static_cast<int>(kColumns) + 4 * lane_of(), vectors, four);
+      store_word(to + (tile * kFormRows + i) * static_cast<int>(kColumns) + 4 * lane_of(), trits_of(rows[i]));
     }
   }
   for (int i = full_tiles * static_cast<int>(Form::tile) + lane_of(); i < range.count; i += kWarp) {

@@ -96,7 +96,7 @@ TERNGRAD_DEVICE int sum_at(const Messages& messages, const Unit& unit, int eleme
   for (int64_t i = 0; i < messages.count; ++i) {
     const Message message = message_at(messages, i);
     const Piece& own = message.pieces[unit.piece];
-    sum += value_at(own.packing, payload_of(message, own, unit.begin), unit.count, element);
+    sum += value_at(own.packing, payload_of(message, own, unit.index), unit.count, element);
   }
   return static_cast<int16_t>(sum);
 }
@@ -146,7 +146,7 @@ TERNGRAD_DEVICE void sum_carried(const Messages& messages, const Unit& unit, uin
     for (int64_t m = 0; m < messages.count; ++m) {
       const Message message = message_at(messages, m);
       const Piece& own = message.pieces[unit.piece];
-      sum = sum + float_of(load_word(payload_of(message, own, unit.begin) + 4 * i));
+      sum = sum + float_of(load_word(payload_of(message, own, unit.index) + 4 * i));
     }
     store_word(payload + 4 * i, bits_of(sum));
   }
@@ -162,7 +162,7 @@ __global__ __launch_bounds__(kThreads) void sum_messages(const __grid_constant__
   const float scale = carries ? 1.0f : common_scale(messages, unit.piece);
   if (unit.first && lane_of() == 0) store_word(data + piece.scale_at, bits_of(scale));
   if (unit.count == 0) return;
-  uint8_t* payload = data + piece.payload_at + payload_bytes(piece.packing, unit.begin);
+  uint8_t* payload = data + payload_at(piece, unit.index);
   if (carries) return sum_carried(messages, unit, payload);
   if (scale == 0.0f || is_poisoned(scale)) {
     const int64_t bytes = payload_bytes(piece.packing, unit.count);
@@ -180,7 +180,7 @@ __global__ __launch_bounds__(kThreads) void sum_messages(const __grid_constant__
   for (int64_t i = 0; i < messages.count; ++i) {
     const Message message = message_at(messages, i);
     const Piece& own = message.pieces[unit.piece];
-    add_message(payload_of(message, own, unit.begin), own.packing, rows, sums);
+    add_message(payload_of(message, own, unit.index), own.packing, rows, sums);
   }
   store_sums(sums, piece.packing, rows, payload);
   sum_rest(messages, unit, piece.packing, rows * static_cast<int>(kColumns), payload);

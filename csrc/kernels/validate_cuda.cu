@@ -38,7 +38,7 @@ TERNGRAD_DEVICE bool is_unsound(const Geometry& geometry, const uint8_t* message
   const Piece& piece = geometry.pieces[unit.piece];
   const float scale = load_scale(message + piece.scale_at);
   if (piece.packing == Packing::float32) return bits_of(scale) != bits_of(1.0f);
-  const uint8_t* payload = message + piece.payload_at + payload_bytes(piece.packing, unit.begin);
+  const uint8_t* payload = message + payload_at(piece, unit.index);
   if (is_finite(scale) && scale >= kSmallestScale) return is_unsound(payload, piece.packing, unit.count, workers);
   const bool known = bits_of(scale) == 0 || bits_of(scale) == kInfinity32;
   return !known || any_byte(payload, payload_bytes(piece.packing, unit.count));

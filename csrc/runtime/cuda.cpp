@@ -106,6 +106,8 @@ bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+[[noreturn]] void throw_too_large() { throw ValueError("layout: more than a CUDA device takes in one call"); }
+
 int64_t stripes_in(int64_t n) { return (n + kStripe - 1) / kStripe; }
 
 // ---- a layout's tables
@@ -167,6 +169,7 @@ class Tables {
  public:
   Tables(const Layout& layout, Processors processors) {
     const std::vector<Piece>& pieces = layout.pieces();
+    if (pieces.size() > static_cast<size_t>(INT32_MAX)) throw_too_large();
     std::vector<int64_t> piece_units;
     std::vector<cuda::Group> groups;
     std::vector<int64_t> group_tiles;
@@ -201,8 +204,8 @@ class Tables {
       items = order.done();
     }
     geometry_.items = static_cast<int64_t>(items.size());
-    geometry_.piece_count = static_cast<int64_t>(pieces.size());
-    geometry_.group_count = static_cast<int64_t>(groups.size());
+    geometry_.piece_count = static_cast<int32_t>(pieces.size());
+    geometry_.group_count = static_cast<int32_t>(groups.size());
     geometry_.gap_count = static_cast<int64_t>(gaps.size());
     offsets_[0] = add(pieces);
     offsets_[1] = add(piece_units);
@@ -347,9 +350,7 @@ Geometry geometry_of(const Layout& layout, int32_t device, cudaStream_t stream) 
   const std::lock_guard<std::mutex> guard(lock);
   if (!layout.on_devices()) layout.on_devices() = std::make_shared<OnDevices>();
   const Geometry geometry = layout.on_devices()->on(layout, device, stream);
-  if (std::max(geometry.tiles, geometry.measured_tiles) > cuda::kMostBlocks) {
-    throw ValueError("layout: more than a CUDA device takes in one call");
-  }
+  if (std::max(geometry.tiles, geometry.measured_tiles) > cuda::kMostBlocks) throw_too_large();
   return geometry;
 }
 

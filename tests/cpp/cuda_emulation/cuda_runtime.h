@@ -148,6 +148,16 @@ inline int __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) << (shift & 31) >> 32);
+}
+
+// Toward zero; the nearest int where there is none, 0 for a NaN.
+inline int __float2int_rz(float x) {
+  if (x != x) return 0;
+  return x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : static_cast<int>(x);
+}
+
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned places) {
   const uint64_t bytes = x | static_cast<uint64_t>(y) << 32;
   unsigned result = 0;

@@ -80,6 +80,20 @@ __global__ __launch_bounds__(kThreads) void encode_array(const __grid_constant__
                           [&] { return scale_for(scales, piece); });
 }
 
+template <class T>
+__global__ __launch_bounds__(kThreads) void encode_few(const __grid_constant__ Geometry geometry,
+                                                       const __grid_constant__ Bucket x,
+                                                       const __grid_constant__ StripeSums stripes,
+                                                       const __grid_constant__ Draws draws, uint8_t* message) {
+  __shared__ Staging staging[kWarps];
+  zero_gaps(geometry, message);
+  Unit unit;
+  if (!has_unit(geometry, blockIdx.x, &unit)) return;
+  const Piece& piece = geometry.pieces[unit.piece];
+  encode_array_unit<ScaleOrigin::measured, T>(unit, piece, x, draws, message, &staging[warp_of()],
+                                              [&] { return folded_scale(stripes, geometry.groups[piece.group]); });
+}
+
 // ---- both passes in one launch
 
 // Waits until the group's scale is there. Whoever writes it has taken an item before this block took its own, so it
@@ -118,7 +132,7 @@ TERNGRAD_DEVICE void measure_item(const Geometry& geometry, uint32_t item, const
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4) void measure_and_encode(
+__global__ __launch_bounds__(kThreads, kBlocksAtOnce) void measure_and_encode(
     const __grid_constant__ Geometry geometry, const __grid_constant__ Bucket x,
     const __grid_constant__ Measurement measurement, const __grid_constant__ Draws draws, uint8_t* message) {
   union Shared {
@@ -207,8 +221,19 @@ cudaError_t encode(const Geometry& geometry, const Bucket& x, DType dtype, const
   cudaError_t error = cudaSuccess;
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
-    const auto kernel = scales.measured ? encode_array<T, ScaleOrigin::measured> : encode_array<T, ScaleOrigin::passed>;
+    const auto kernel = scales.scale ? encode_array<T, ScaleOrigin::passed> : encode_array<T, ScaleOrigin::measured>;
     error = cudaLaunchKernelEx(&config, kernel, geometry, x, scales, draws, message);
+  });
+  return error;
+}
+
+cudaError_t encode_small(const Geometry& geometry, const Bucket& x, DType dtype, const StripeSums& stripes,
+                         const Draws& draws, uint8_t* message, cudaStream_t stream) {
+  const cudaLaunchConfig_t config = grid_of(geometry.tiles, stream);
+  cudaError_t error = cudaSuccess;
+  with_dtype(dtype, [&](auto stored) {
+    error =
+        cudaLaunchKernelEx(&config, encode_few<typename decltype(stored)::type>, geometry, x, stripes, draws, message);
   });
   return error;
 }

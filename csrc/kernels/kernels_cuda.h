@@ -30,6 +30,9 @@ constexpr uint32_t kItemPasses = uint32_t{1} << 30;  // a stripe that the second
 constexpr uint32_t kItemPlace = kItemPasses - 1;
 constexpr int64_t kMostItems = int64_t{1} << 22;
 
+// Blocks of it that a processor runs side by side: it is registers that limit them.
+constexpr int kBlocksAtOnce = 3;
+
 // In `Sums::arrived`, of a group whose scale is there. Blocks are fewer.
 constexpr uint32_t kAllArrived = uint32_t{1} << 31;
 
@@ -64,7 +67,7 @@ struct Geometry {
   int64_t measured_tiles;
   int64_t stripes;
   int64_t most_stripes;  // of a group
-  int64_t few_blocks;    // that the device runs side by side
+  int64_t few_blocks;    // that the device runs side by side, each with the memory to sum a stripe together
   int64_t kept_bytes;    // of what was read last, which the device's second-level cache still has afterwards
 };
 
@@ -105,22 +108,26 @@ struct ScaleSource {
   const Scale* measured;
 };
 
-// What measuring leaves. All but `arrived`, which starts at 0, is written before it is read.
+// The sums of each stripe, and what is to be made of them.
+struct StripeSums {
+  float* q;
+  float* s;  // with `center`
+  uint32_t* top;
+  double clip;
+  bool center;
+};
+
+// What measuring leaves. All but the counters, which start at 0, is written before it is read.
 struct Sums {
-  float* q;           // of each stripe
-  float* s;           // with `center`
-  uint32_t* top;      // of each stripe
+  StripeSums stripes;
   uint32_t* arrived;  // blocks that are done with each group
-  uint32_t* taken;    // of the items; starts at 0
+  uint32_t* taken;    // of the items
   Scale* scales;      // of each group; or, where not null, these two
   float* scale;
   float* limit;
 };
 
 struct Measurement {
-  double clip;
-  bool center;
-  bool by_block;   // a stripe, and not by warp
   bool announced;  // in `arrived`, when a group's scale is there
   Sums sums;
   int64_t first_kept;  // the tile from which on what is read shall stay in the cache
@@ -131,10 +138,18 @@ cudaError_t measure(const Geometry& geometry, const Bucket& x, DType dtype, cons
                     cudaStream_t stream);
 cudaError_t measure_sum(const Geometry& geometry, const Messages& messages, const Measurement& measurement,
                         cudaStream_t stream);
+// The same in two launches that count nothing, for few stripes: a block sums each, then a warp puts those of each group
+// together.
+cudaError_t sum_stripes(const Geometry& geometry, const Bucket& x, DType dtype, const StripeSums& stripes,
+                        cudaStream_t stream);
+cudaError_t fold_stripes(const Geometry& geometry, const Sums& sums, cudaStream_t stream);
 
 // The whole message: scales, payloads, gaps.
 cudaError_t encode(const Geometry& geometry, const Bucket& x, DType dtype, const ScaleSource& scales,
                    const Draws& draws, uint8_t* message, cudaStream_t stream);
+// The same after sum_stripes, each of whose sums every warp that needs them puts together by itself.
+cudaError_t encode_small(const Geometry& geometry, const Bucket& x, DType dtype, const StripeSums& stripes,
+                         const Draws& draws, uint8_t* message, cudaStream_t stream);
 // Scales and all in one launch. Some blocks wait for others, which are always such as began before them.
 cudaError_t encode_at_once(const Geometry& geometry, const Bucket& x, DType dtype, const Measurement& measurement,
                            const Draws& draws, uint8_t* message, cudaStream_t stream);

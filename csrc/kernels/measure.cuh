@@ -197,6 +197,8 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const Messages& messages, const Geometry& g
   return sum_up<false>(columns);
 }
 
+TERNGRAD_DEVICE int64_t stripes_in(const Group& group) { return (group.size + kStripe - 1) / kStripe; }
+
 struct Fold {
   double q[kBins];
   double s[kBins];
@@ -215,9 +217,9 @@ TERNGRAD_DEVICE Statistics fold(const Sums& sums, const Group& group, int64_t st
   uint32_t top = 0;
 #pragma unroll 16
   for (int64_t stripe = bin; stripe < stripes; stripe += kBins) {
-    q += static_cast<double>(__ldcg(sums.q + first + stripe));
-    if (Center) s += static_cast<double>(__ldcg(sums.s + first + stripe));
-    const uint32_t other = __ldcg(sums.top + first + stripe);
+    q += static_cast<double>(__ldcg(sums.stripes.q + first + stripe));
+    if (Center) s += static_cast<double>(__ldcg(sums.stripes.s + first + stripe));
+    const uint32_t other = __ldcg(sums.stripes.top + first + stripe);
     top = other > top ? other : top;
   }
   bins->q[bin] = q;
@@ -234,6 +236,49 @@ TERNGRAD_DEVICE Statistics fold(const Sums& sums, const Group& group, int64_t st
   return Statistics{bins->top[0], bins->q[0], bins->s[0]};
 }
 
+// Lane l has bins l, l + 32, ... of 256; the tree adds those of one lane first. The result is lane 0's.
+constexpr int kLaneBins = static_cast<int>(kBins) / kWarp;
+TERNGRAD_DEVICE double sum_bins(double (&bins)[kLaneBins]) {
+#pragma unroll
+  for (int half = kLaneBins / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) bins[i] += bins[i + half];
+  }
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    bins[0] += __shfl_down_sync(kAllLanes, bins[0], static_cast<unsigned>(lanes));
+  }
+  return bins[0];
+}
+
+// As fold, by one warp, of a group of few stripes.
+TERNGRAD_DEVICE Scale folded_scale(const StripeSums& sums, const Group& group) {
+  if (group.size == 0) return scale_of_nothing();
+  const int64_t stripes = stripes_in(group);
+  double q[kLaneBins] = {};
+  double s[kLaneBins] = {};
+  uint32_t top = 0;
+  for (int64_t first = 0; first < stripes; first += kBins) {
+#pragma unroll
+    for (int i = 0; i < kLaneBins; ++i) {
+      const int64_t stripe = first + i * kWarp + lane_of();
+      if (stripe >= stripes) continue;
+      q[i] += static_cast<double>(__ldcg(sums.q + group.first_stripe + stripe));
+      if (sums.center) s[i] += static_cast<double>(__ldcg(sums.s + group.first_stripe + stripe));
+      const uint32_t other = __ldcg(sums.top + group.first_stripe + stripe);
+      top = other > top ? other : top;
+    }
+  }
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const uint32_t other = __shfl_down_sync(kAllLanes, top, static_cast<unsigned>(lanes));
+    top = other > top ? other : top;
+  }
+  const Statistics statistics{top, sum_bins(q), sums.center ? sum_bins(s) : 0.0};
+  const Scale found = scale_of(statistics, group.size, sums.clip, sums.center);
+  return Scale{__shfl_sync(kAllLanes, found.scale, 0), __shfl_sync(kAllLanes, found.limit, 0)};
+}
+
 TERNGRAD_DEVICE void store_result(const Sums& sums, int64_t group, Scale found) {
   if (sums.scale) {
     sums.scale[group] = found.scale;
@@ -241,6 +286,17 @@ TERNGRAD_DEVICE void store_result(const Sums& sums, int64_t group, Scale found) 
   } else {
     sums.scales[group] = found;
   }
+}
+
+template <bool Center>
+TERNGRAD_DEVICE void store_sums(const StripeSums& stripes, int64_t stripe, const StripeSum& found) {
+  stripes.q[stripe] = found.q;
+  if (Center) stripes.s[stripe] = found.s;
+  stripes.top[stripe] = found.top;
+}
+
+TERNGRAD_DEVICE bool is_carried(const Geometry& geometry, const Group& group) {
+  return geometry.pieces[group.first_piece].packing == Packing::float32;
 }
 
 // `sum(group, begin, end)` gives the sums of a stripe: to lane 0 of each warp, which has stripe `place` of the tile, or
@@ -253,23 +309,18 @@ TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& m
   const int index = find(geometry.group_tiles, geometry.group_count, tile);
   const Group group = geometry.groups[index];
   const Sums& sums = measurement.sums;
-  if (geometry.pieces[group.first_piece].packing == Packing::float32) {
-    if (threadIdx.x == 0 && place == 0) store_result(sums, index, carried_scale());
+  const bool carries = is_carried(geometry, group);
+  if (carries || group.size == 0) {
+    if (threadIdx.x == 0 && place == 0) store_result(sums, index, carries ? carried_scale() : scale_of_nothing());
     return;
   }
-  if (group.size == 0) {
-    if (threadIdx.x == 0 && place == 0) store_result(sums, index, scale_of_nothing());
-    return;
-  }
-  const int64_t stripes = (group.size + kStripe - 1) / kStripe;
+  const int64_t stripes = stripes_in(group);
   const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + place;
   if (ByBlock && stripe >= stripes) return;
   if (stripe < stripes) {
     const StripeSum found = sum(group, stripe * kStripe, smaller_of((stripe + 1) * kStripe, group.size));
     if (ByBlock ? threadIdx.x == 0 : lane_of() == 0) {
-      sums.q[group.first_stripe + stripe] = found.q;
-      if (Center) sums.s[group.first_stripe + stripe] = found.s;
-      sums.top[group.first_stripe + stripe] = found.top;
+      store_sums<Center>(sums.stripes, group.first_stripe + stripe, found);
       __threadfence();
     }
   }
@@ -283,7 +334,7 @@ TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& m
   if (!is_last) return;
   const Statistics statistics = fold<Center>(sums, group, stripes, &bins);
   if (threadIdx.x == 0) {
-    store_result(sums, index, scale_of(statistics, group.size, measurement.clip, Center));
+    store_result(sums, index, scale_of(statistics, group.size, sums.stripes.clip, Center));
     if (measurement.announced) {
       __threadfence();
       atomicExch(sums.arrived + index, kAllArrived);

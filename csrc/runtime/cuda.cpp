@@ -114,11 +114,11 @@ int64_t stripes_in(int64_t n) { return (n + kStripe - 1) / kStripe; }
 
 // What of a device the tables depend on.
 struct Processors {
-  int64_t few_blocks;    // that run side by side
+  int64_t blocks;        // of one launch for both passes that run side by side
   int64_t kept_stripes;  // of float32 that the second-level cache keeps
 };
 
-// Items in the order in which blocks take them. A group is encoded as soon as `few_blocks` stripes that come after it
+// Items in the order in which blocks take them. A group is encoded as soon as `blocks` stripes that come after it
 // are under way: by then nobody waits long for its scale, and the second-level cache still has it. From its last tile
 // to its first, since of a large group the cache has the last ones.
 class Order {
@@ -132,7 +132,7 @@ class Order {
       const bool passes = stripes - stripe > processors_.kept_stripes;
       items_.push_back(static_cast<uint32_t>(place) | (passes ? cuda::kItemPasses : 0));
       ++stripes_;
-      encode(processors_.few_blocks);
+      encode(processors_.blocks);
     }
     waiting_.push_back(Waiting{stripes_, last});
   }
@@ -320,9 +320,10 @@ class OnDevices {
     free_dropped();
     // Five eighths of the second-level cache; what is written and the tables want their share.
     const int64_t kept_bytes = attribute(cudaDevAttrL2CacheSize, device) / 8 * 5;
-    // Blocks that sum a stripe together have 37 KB of shared memory each.
-    const int64_t few_blocks = 4 * attribute(cudaDevAttrMultiProcessorCount, device);
-    const Tables tables(layout, Processors{few_blocks, kept_bytes / (4 * kStripe)});
+    const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
+    // Such blocks have 35 KB of shared memory each, and at most 64 registers a thread.
+    const int64_t few_blocks = 4 * processors;
+    const Tables tables(layout, Processors{cuda::kBlocksAtOnce * processors, kept_bytes / (4 * kStripe)});
     Copy copy{device, nullptr, false, {}};
     copies_.reserve(copies_.size() + 1);
     check(cudaMalloc(&copy.memory, std::max<size_t>(tables.bytes().size(), 1)), "memory for a layout's tables");
@@ -471,23 +472,39 @@ cuda::Draws draws_of(const DrawBase& draw) {
 // Whether the device has room for a block for each stripe at once.
 bool is_small(const Geometry& geometry) { return geometry.measured_tiles * cuda::kWarps <= geometry.few_blocks; }
 
-// Room for the sums of every group, the counters at 0.
-cuda::Measurement measurement_of(Call& call, const Geometry& geometry, Measure measure, bool by_block,
-                                 bool announced = false) {
+// Room for the sums of every stripe and group.
+cuda::Sums sums_of(Call& call, const Geometry& geometry, Measure measure) {
   call.scratch.require(Needs{geometry.stripes, geometry.group_count}.bytes());
-  cuda::Measurement measurement{measure.clip, measure.center, by_block, announced, {}, 0};
-  measurement.sums.q = call.scratch.take<float>(geometry.stripes);
-  measurement.sums.s = call.scratch.take<float>(geometry.stripes);
-  measurement.sums.top = call.scratch.take<uint32_t>(geometry.stripes);
-  const int64_t counters = geometry.group_count + 1;
-  measurement.sums.arrived = call.scratch.take<uint32_t>(counters);
-  measurement.sums.taken = measurement.sums.arrived + geometry.group_count;
-  measurement.sums.scales = call.scratch.take<Scale>(geometry.group_count);
+  cuda::Sums sums{};
+  sums.stripes.q = call.scratch.take<float>(geometry.stripes);
+  sums.stripes.s = call.scratch.take<float>(geometry.stripes);
+  sums.stripes.top = call.scratch.take<uint32_t>(geometry.stripes);
+  sums.stripes.clip = measure.clip;
+  sums.stripes.center = measure.center;
+  sums.arrived = call.scratch.take<uint32_t>(geometry.group_count + 1);
+  sums.taken = sums.arrived + geometry.group_count;
+  sums.scales = call.scratch.take<Scale>(geometry.group_count);
+  return sums;
+}
+
+// The counters begin at 0.
+cuda::Measurement counted(const Call& call, const Geometry& geometry, const cuda::Sums& sums, bool announced) {
   // A group that one block has counts nothing.
-  if (announced || geometry.most_stripes > (by_block ? 1 : cuda::kWarps)) {
-    check(cudaMemsetAsync(measurement.sums.arrived, 0, static_cast<size_t>(4 * counters), call.stream), "counters");
+  if (announced || geometry.most_stripes > cuda::kWarps) {
+    const auto bytes = static_cast<size_t>(4 * (geometry.group_count + 1));
+    check(cudaMemsetAsync(sums.arrived, 0, bytes, call.stream), "counters");
   }
-  return measurement;
+  return cuda::Measurement{announced, sums, 0};
+}
+
+void measure_all(const Call& call, const Geometry& geometry, const cuda::Bucket& x, DType dtype,
+                 const cuda::Sums& sums) {
+  if (is_small(geometry)) {
+    check(cuda::sum_stripes(geometry, x, dtype, sums.stripes, call.stream), "scales");
+    check(cuda::fold_stripes(geometry, sums, call.stream), "scales");
+  } else {
+    check(cuda::measure(geometry, x, dtype, counted(call, geometry, sums, false), call.stream), "scales");
+  }
 }
 
 cuda::ScaleSource passed_source(const PassedScales& passed) {
@@ -499,9 +516,9 @@ cuda::ScaleSource passed_source(const PassedScales& passed) {
 cuda::ScaleSource source_of(Call& call, const Geometry& geometry, const cuda::Bucket& x, DType dtype, Measure measure,
                             const PassedScales* passed) {
   if (passed) return passed_source(*passed);
-  const cuda::Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
-  check(cuda::measure(geometry, x, dtype, measurement, call.stream), "scales");
-  return cuda::ScaleSource{nullptr, nullptr, measurement.sums.scales};
+  const cuda::Sums sums = sums_of(call, geometry, measure);
+  measure_all(call, geometry, x, dtype, sums);
+  return cuda::ScaleSource{nullptr, nullptr, sums.scales};
 }
 
 }  // namespace
@@ -535,10 +552,10 @@ void scales(const Layout& layout, const Arrays& x, DType dtype, Measure measure,
   Call call(device, queue);
   const Geometry geometry = call.geometry(layout);
   const Bucket bucket = bucket_of(call, layout, x);
-  Measurement measurement = measurement_of(call, geometry, measure, is_small(geometry));
-  measurement.sums.scale = reinterpret_cast<float*>(scale.data);
-  measurement.sums.limit = reinterpret_cast<float*>(limit.data);
-  check(cuda::measure(geometry, bucket, dtype, measurement, call.stream), "scales");
+  Sums sums = sums_of(call, geometry, measure);
+  sums.scale = reinterpret_cast<float*>(scale.data);
+  sums.limit = reinterpret_cast<float*>(limit.data);
+  measure_all(call, geometry, bucket, dtype, sums);
 }
 
 void clip(const Layout& layout, const Arrays& x, DType dtype, Measure measure, const PassedScales* passed,
@@ -574,13 +591,22 @@ void encode(const Layout& layout, const Arrays& x, DType dtype, Measure measure,
   }
   const Geometry geometry = call.geometry(layout);
   const Bucket bucket = bucket_of(call, layout, x);
-  if (!passed && at_once && geometry.items > 0) {
-    const Measurement measurement = measurement_of(call, geometry, measure, true, true);
-    return check(encode_at_once(geometry, bucket, dtype, measurement, draws_of(draw), data.data, call.stream),
-                 "encode");
+  const Draws draws = draws_of(draw);
+  if (passed) {
+    return check(encode(geometry, bucket, dtype, passed_source(*passed), draws, data.data, call.stream), "encode");
   }
-  const ScaleSource source = source_of(call, geometry, bucket, dtype, measure, passed);
-  check(cuda::encode(geometry, bucket, dtype, source, draws_of(draw), data.data, call.stream), "encode");
+  const Sums sums = sums_of(call, geometry, measure);
+  if (at_once && geometry.items > 0) {
+    const Measurement measurement = counted(call, geometry, sums, true);
+    check(encode_at_once(geometry, bucket, dtype, measurement, draws, data.data, call.stream), "encode");
+  } else if (is_small(geometry)) {
+    check(sum_stripes(geometry, bucket, dtype, sums.stripes, call.stream), "scales");
+    check(encode_small(geometry, bucket, dtype, sums.stripes, draws, data.data, call.stream), "encode");
+  } else {
+    measure_all(call, geometry, bucket, dtype, sums);
+    const ScaleSource source{nullptr, nullptr, sums.scales};
+    check(encode(geometry, bucket, dtype, source, draws, data.data, call.stream), "encode");
+  }
 }
 
 void decode(const Layout& layout, const std::vector<const uint8_t*>& messages, const std::vector<float>& weights,
@@ -610,9 +636,9 @@ void repack(const Layout& layout, const std::vector<const uint8_t*>& messages, c
   if (passed) {
     source = passed_source(*passed);
   } else {
-    const Measurement measurement = measurement_of(call, geometry, Measure{measure.clip, false}, false);
-    check(measure_sum(geometry, from, measurement, call.stream), "repack");
-    source.measured = measurement.sums.scales;
+    const Sums sums = sums_of(call, geometry, Measure{measure.clip, false});
+    check(measure_sum(geometry, from, counted(call, geometry, sums, false), call.stream), "repack");
+    source.measured = sums.scales;
   }
   check(encode_sum(geometry, from, source, draws_of(draw), target, data.data, call.stream), "repack");
 }

@@ -218,9 +218,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   *properties = cudaDeviceProp{"emulated", 0, 0, 0};
   return cudaSuccess;
 }
-// So little that some tiles are kept and others not, and that small buckets are few.
+// So little that some tiles are kept and others not, and that small buckets are few, unless a number is named.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrL2CacheSize ? 1 << 20 : 6;
+  const char* processors = std::getenv("TERNGRAD_EMULATED_PROCESSORS");
+  *value = attribute == cudaDevAttrL2CacheSize ? 1 << 20 : processors ? std::atoi(processors) : 6;
   return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int* version) {

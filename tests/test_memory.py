@@ -405,6 +405,30 @@ def test_clip_may_work_in_place_but_not_nearly() -> None:
     assert_same(flat(both), flat(want))
 
 
+def test_lists_that_overlap_anywhere_are_refused() -> None:
+    """Of many arrays in one memory: as comparing each with each says, but for an output that is its input."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        count = int(rng.integers(1, 7))
+        sizes = rng.integers(0, 4, count)
+        memory = np.zeros(40 * count, np.float32)
+        x, out = ([memory[at : at + n] for at, n in zip(rng.permutation(39 * count), sizes)] for _ in range(2))
+        for i in range(count):
+            if rng.integers(3) == 0:
+                out[i] = x[i]
+        overlaps = any(
+            np.shares_memory(a, out[j]) and (i != j or a is not out[j]) for i, a in enumerate(x) for j in range(count)
+        ) or any(np.shares_memory(out[i], out[j]) for i in range(count) for j in range(i))
+        if not overlaps:
+            tk.clip(x, out=out)
+            continue
+        refused += 1
+        with pytest.raises(ValueError, match=r"^out(\[\d\])?: overlaps the memory of (x|out)(\[\d\])?$"):
+            tk.clip(x, out=out)
+    assert 50 < refused < 250
+
+
 def test_what_is_empty_overlaps_nothing() -> None:
     x = np.ones((4, 0), np.float32)
     assert tk.clip(x, out=x) is x

@@ -164,30 +164,75 @@ __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__
 
 // ---- several messages, added
 
-// Trits: the sums of a tile's rows side by side, so that each word is read once.
+// What a lane knows of one message: where the unit's payload lies, and twice what a trit of it is worth.
+struct Summand {
+  const uint8_t* payload;
+  float twice;
+};
+
+TERNGRAD_DEVICE Summand summand_of(const Messages& messages, const Piece& piece, const Unit& unit, int64_t index) {
+  if (index >= messages.count) return Summand{nullptr, 0.0f};
+  const Message message = message_at(messages, index);
+  return Summand{payload_of(message, piece, unit.index), 2.0f * worth_in(message, piece)};
+}
+
+template <class Form>
+TERNGRAD_DEVICE void add_word(Form form, uint32_t word, float twice, float (&sums)[Form::rows][4]) {
+  uint32_t rows[Form::rows];
+  rows_in_word(form, word, rows);
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(Form::rows); ++i) {
+    const uint32_t halves = halves_of(rows[i]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(twice, half_at(halves, j), sums[i][j]);
+  }
+}
+
+// Words that are under way together.
+constexpr int kAhead = 4;
+static_assert(kWarp % kAhead == 0, "lanes are asked for by as many");
+
+template <bool Aligned>
+TERNGRAD_DEVICE void load_words(const Summand& own, int from, int there, int64_t at, uint32_t (&words)[kAhead]) {
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) {
+    const auto address = __shfl_sync(kAllLanes, reinterpret_cast<uint64_t>(own.payload), from + k);
+    if (from + k >= there) continue;
+    const auto* payload = reinterpret_cast<const uint8_t*>(address) + at;
+    words[k] = Aligned ? __ldcs(reinterpret_cast<const uint32_t*>(payload)) : load_word(payload);
+  }
+}
+
+// Trits: the sums of a tile's rows side by side, so that each word is read once. 32 messages at a time are looked up, by
+// a lane each.
 template <class Form, class T>
 TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, const Unit& unit, int full_rows,
                                bool fresh, const Output<T>& out) {
   constexpr int kFormRows = static_cast<int>(Form::rows);
+  Summand own = summand_of(messages, piece, unit, lane_of());
   for (int tile = 0; tile * kFormRows < full_rows; ++tile) {
     float sums[Form::rows][4] = {};
     if (!fresh) {
 #pragma unroll
       for (int i = 0; i < kFormRows; ++i) out.load(tile * kFormRows + i, sums[i]);
     }
-#pragma unroll 4
-    for (int64_t m = 0; m < messages.count; ++m) {
-      const Message message = message_at(messages, m);
-      const float worth = worth_in(message, piece);
-      const uint32_t word =
-          load_word(payload_of(message, piece, unit.index) + tile * static_cast<int>(kColumns) + 4 * lane_of());
-      uint32_t rows[Form::rows];
-      rows_in_word(Form{}, word, rows);
+    const int64_t at = tile * kColumns + 4 * lane_of();
+    for (int64_t first = 0; first < messages.count; first += kWarp) {
+      if (messages.count > kWarp) own = summand_of(messages, piece, unit, first + lane_of());
+      const bool aligned = __all_sync(kAllLanes, is_aligned(own.payload, 4)) != 0;
+      const int there = static_cast<int>(smaller_of(kWarp, messages.count - first));
+      for (int from = 0; from < there; from += kAhead) {
+        uint32_t words[kAhead];
+        if (aligned) {
+          load_words<true>(own, from, there, at, words);
+        } else {
+          load_words<false>(own, from, there, at, words);
+        }
 #pragma unroll
-      for (int i = 0; i < kFormRows; ++i) {
-        const uint32_t halves = halves_of(rows[i]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(2.0f * worth, half_at(halves, j), sums[i][j]);
+        for (int k = 0; k < kAhead; ++k) {
+          const float twice = __shfl_sync(kAllLanes, own.twice, from + k);
+          if (from + k < there) add_word(Form{}, words[k], twice, sums);
+        }
       }
     }
 #pragma unroll

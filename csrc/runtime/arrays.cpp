@@ -64,23 +64,38 @@ void check_output(const Array& array, Element expected, int64_t size) {
 }
 
 void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place) {
+  const auto check_pair = [&](size_t o, size_t i) {
+    if (!overlap(outputs[o], inputs[i])) return;
+    const bool same = in_place && o == i && outputs[o].data == inputs[i].data;
+    if (!same) throw ValueError(outputs[o].name() + ": overlaps the memory of " + inputs[i].name());
+  };
+  if (outputs.size() <= 2) {  // nothing to gain by an order, which takes memory
+    for (size_t o = 0; o < outputs.size(); ++o) {
+      for (size_t i = 0; i < inputs.size(); ++i) check_pair(o, i);
+    }
+    if (outputs.size() == 2 && overlap(outputs[0], outputs[1])) {
+      throw ValueError(outputs[1].name() + ": overlaps the memory of " + outputs[0].name());
+    }
+    return;
+  }
+  std::vector<size_t> sorted;
+  sorted.reserve(outputs.size());
   for (size_t o = 0; o < outputs.size(); ++o) {
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!overlap(outputs[o], inputs[i])) continue;
-      const bool same = in_place && o == i && outputs[o].data == inputs[i].data;
-      if (!same) throw ValueError(outputs[o].name() + ": overlaps the memory of " + inputs[i].name());
-    }
+    if (outputs[o].nbytes() > 0) sorted.push_back(o);
   }
-  if (outputs.size() < 2) return;
-  std::vector<const Array*> sorted;
-  for (const Array& array : outputs) {
-    if (array.nbytes() > 0) sorted.push_back(&array);
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [&](size_t a, size_t b) { return outputs[a].data < outputs[b].data; });
+  for (size_t k = 1; k < sorted.size(); ++k) {
+    const Array& before = outputs[sorted[k - 1]];
+    const Array& array = outputs[sorted[k]];
+    if (overlap(before, array)) throw ValueError(array.name() + ": overlaps the memory of " + before.name());
   }
-  std::sort(sorted.begin(), sorted.end(), [](const Array* a, const Array* b) { return a->data < b->data; });
-  for (size_t i = 1; i < sorted.size(); ++i) {
-    if (overlap(*sorted[i - 1], *sorted[i])) {
-      throw ValueError(sorted[i]->name() + ": overlaps the memory of " + sorted[i - 1]->name());
-    }
+  // Disjoint outputs are in the order of their ends too: those that an input may overlap are neighbours.
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    auto o = std::partition_point(sorted.begin(), sorted.end(), [&](size_t at) {
+      return outputs[at].data + outputs[at].nbytes() <= inputs[i].data;
+    });
+    for (; o != sorted.end() && overlap(outputs[*o], inputs[i]); ++o) check_pair(*o, i);
   }
 }
 

@@ -145,6 +145,7 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
 }
 
 inline int __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) == mask; }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 

@@ -283,6 +283,15 @@ def _gained(folder: str, field: str, place: str, isa: str, name: str) -> str:
     return f"{state('before')} -> {state('after')}"
 
 
+NVCC = "2026-11-30-nvcc/kernels.json"
+FOUR_ROWS = "two_bit and base3: four rows"
+
+
+def _integers(loop: str) -> str:
+    before, after = (load(NVCC)[key][loop]["integer"] for key in ("instructions_before", "instructions"))
+    return f"{before} -> {after}"
+
+
 def _design() -> list[str]:
     first = functools.partial(_gained, "2026-11-23-zen4-variants", "ns_per_element")
     second = functools.partial(_gained, "2026-11-24-zen4-variants", "fastest")
@@ -300,7 +309,11 @@ def _design() -> list[str]:
         f"against {second('L2', 'avx2', 'encode two_bit').split()[-1]} with AVX2",
         f"two-bit sums {third('sum_trits 4 two_bit')}, base-3 sums {third('sum_trits 4 base3')}",
         f"130 cycles per 256 elements, {130 / 256 / 3.6:.2f} ns at 3.6 GHz",
-        f"{sum(load('2026-11-24-nvcc/kernels.json')['seconds'].values()):.0f} s of one core",
+        f"{sum(load(NVCC)['seconds'].values()):.0f} s of one core",
+        f"needed {load(NVCC)['instructions_before'][f'encode bfloat16, {FOUR_ROWS}']['integer'] / 16:.0f}.",
+        f"float32: {_integers(f'encode float32, {FOUR_ROWS}')}; bfloat16 {_integers(f'encode bfloat16, {FOUR_ROWS}')}",
+        f"two_bit {_integers('decode float32, two_bit: 19 rows')}",
+        f"base3 {_integers('decode float32, base3: 19 rows')}",
     ]
 
 

@@ -30,9 +30,8 @@ TERNGRAD_CONTRACT uint32_t upper_product(uint32_t a, uint32_t b) {
 
 TERNGRAD_CONTRACT PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    counter = PhiloxWords{
-        {upper_product(kPhiloxM1, counter.w[2]) ^ counter.w[1] ^ key0, kPhiloxM1 * counter.w[2],
-         upper_product(kPhiloxM0, counter.w[0]) ^ counter.w[3] ^ key1, kPhiloxM0 * counter.w[0]}};
+    counter = PhiloxWords{{upper_product(kPhiloxM1, counter.w[2]) ^ counter.w[1] ^ key0, kPhiloxM1 * counter.w[2],
+                           upper_product(kPhiloxM0, counter.w[0]) ^ counter.w[3] ^ key1, kPhiloxM0 * counter.w[0]}};
     key0 += kPhiloxW0;
     key1 += kPhiloxW1;
   }

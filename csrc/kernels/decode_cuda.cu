@@ -9,16 +9,14 @@ namespace {
 
 // Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
 // made together, a byte each, and twice the worth of one times the half is what it comes to, unless that overflows.
-TERNGRAD_DEVICE uint32_t halves_of(uint32_t row) {
-  return (row & 0x01010101u) * 0x3fu + (row << 6 & 0x80808080u);
-}
+TERNGRAD_DEVICE uint32_t halves_of(uint32_t row) { return (row & 0x01010101u) * 0x3fu + (row << 6 & 0x80808080u); }
 
 TERNGRAD_DEVICE float half_at(uint32_t halves, int column) {
   return float_of(__byte_perm(halves, 0u, static_cast<unsigned>(column) << 12 | 0x444u));
 }
 
-// worth * t, which is exact, of a row's four trits, as the output takes it. (-worth and worth * -1 are the same bits, but
-// of a NaN.)
+// worth * t, which is exact, of a row's four trits, as the output takes it. (-worth and worth * -1 are the same bits,
+// but of a NaN.)
 template <class T>
 struct Worth {
   T zero;
@@ -158,8 +156,7 @@ __global__ __launch_bounds__(kThreads) void decode_array(const __grid_constant__
   const float scale = carries ? 1.0f : load_scale(message.data + piece.scale_at);
   const Output<T> to = output_of<T>(out, piece, unit.begin);
   if (is_poisoned(scale)) return fill_nan(to, unit.count);
-  write_unit(payload_of(message, piece, unit.index), piece.packing, unit.count,
-             message.weight * scale, to);
+  write_unit(payload_of(message, piece, unit.index), piece.packing, unit.count, message.weight * scale, to);
 }
 
 // ---- several messages, added
@@ -203,8 +200,8 @@ TERNGRAD_DEVICE void load_words(const Summand& own, int from, int there, int64_t
   }
 }
 
-// Trits: the sums of a tile's rows side by side, so that each word is read once. 32 messages at a time are looked up, by
-// a lane each.
+// Trits: the sums of a tile's rows side by side, so that each word is read once. 32 messages at a time are looked up,
+// by a lane each.
 template <class Form, class T>
 TERNGRAD_DEVICE void sum_tiles(const Messages& messages, const Piece& piece, const Unit& unit, int full_rows,
                                bool fresh, const Output<T>& out) {

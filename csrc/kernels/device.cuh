@@ -576,9 +576,7 @@ TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::base3>, uint32_t word, uint32_t
 }
 
 // A row's four trits, a byte each: 0, 1 or 0xff.
-TERNGRAD_DEVICE uint32_t trits_of(uint32_t row) {
-  return (row & 0x01010101u) + (row >> 1 & 0x01010101u) * 0xfeu;
-}
+TERNGRAD_DEVICE uint32_t trits_of(uint32_t row) { return (row & 0x01010101u) + (row >> 1 & 0x01010101u) * 0xfeu; }
 
 // ---- packing a unit
 

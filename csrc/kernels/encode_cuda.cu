@@ -174,7 +174,7 @@ __global__ __launch_bounds__(kThreads, 2) void encode_messages(const __grid_cons
   Draw draw = draw_of(draws, piece);
   draw.layer |= kSecondHop;
   encode_unit<ScaleOrigin::passed>(source, first_rows(source, unit), unit, piece, draw, scale, target.packing, payload,
-                            &staging[warp_of()]);
+                                   &staging[warp_of()]);
 }
 
 template <class T>

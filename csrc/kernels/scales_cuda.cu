@@ -31,9 +31,8 @@ __global__ __launch_bounds__(kThreads) void sum_array(const __grid_constant__ Ge
   const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + blockIdx.x % kWarps;
   if (stripe >= stripes_in(group) || is_carried(geometry, group)) return;
   const auto source = ArraySource<T>::at(address_of(x, geometry.pieces[group.first_piece], sizeof(T)));
-  const StripeSum found =
-      sum_together<Center>(source, stripe * kStripe, smaller_of((stripe + 1) * kStripe, group.size),
-                           Center ? source.one(0) : 0.0f, &shared);
+  const StripeSum found = sum_together<Center>(source, stripe * kStripe, smaller_of((stripe + 1) * kStripe, group.size),
+                                               Center ? source.one(0) : 0.0f, &shared);
   if (threadIdx.x == 0) store_sums<Center>(stripes, group.first_stripe + stripe, found);
 }
 
@@ -78,7 +77,8 @@ cudaError_t sum_stripes(const Geometry& geometry, const Bucket& x, DType dtype, 
   cudaError_t error = cudaSuccess;
   with_dtype(dtype, [&](auto stored) {
     using T = typename decltype(stored)::type;
-    error = cudaLaunchKernelEx(&config, stripes.center ? sum_array<T, true> : sum_array<T, false>, geometry, x, stripes);
+    error =
+        cudaLaunchKernelEx(&config, stripes.center ? sum_array<T, true> : sum_array<T, false>, geometry, x, stripes);
   });
   return error;
 }

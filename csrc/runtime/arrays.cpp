@@ -83,8 +83,7 @@ void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place) 
   for (size_t o = 0; o < outputs.size(); ++o) {
     if (outputs[o].nbytes() > 0) sorted.push_back(o);
   }
-  std::stable_sort(sorted.begin(), sorted.end(),
-                   [&](size_t a, size_t b) { return outputs[a].data < outputs[b].data; });
+  std::stable_sort(sorted.begin(), sorted.end(), [&](size_t a, size_t b) { return outputs[a].data < outputs[b].data; });
   for (size_t k = 1; k < sorted.size(); ++k) {
     const Array& before = outputs[sorted[k - 1]];
     const Array& array = outputs[sorted[k]];
@@ -92,9 +91,8 @@ void check_disjoint(const Arrays& outputs, const Arrays& inputs, bool in_place) 
   }
   // Disjoint outputs are in the order of their ends too: those that an input may overlap are neighbours.
   for (size_t i = 0; i < inputs.size(); ++i) {
-    auto o = std::partition_point(sorted.begin(), sorted.end(), [&](size_t at) {
-      return outputs[at].data + outputs[at].nbytes() <= inputs[i].data;
-    });
+    auto o = std::partition_point(sorted.begin(), sorted.end(),
+                                  [&](size_t at) { return outputs[at].data + outputs[at].nbytes() <= inputs[i].data; });
     for (; o != sorted.end() && overlap(outputs[*o], inputs[i]); ++o) check_pair(*o, i);
   }
 }

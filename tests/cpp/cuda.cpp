@@ -188,7 +188,7 @@ Bucket some_bucket(uint64_t seed, Random& random) {
     bucket.packings.push_back(forms[random.below(5)]);
   }
   if (random.below(20) == 0)
-    bucket.sizes[0] = 8 * kStripe + 1 + random.below(2 * kStripe);  // blocks that share a group
+    bucket.sizes[0] = 8 * kStripe + 1 + random.below(2 * kStripe);                       // blocks that share a group
   if (seed % 50 == 20) bucket.sizes[0] = (kBins + 1) * kStripe + random.below(kStripe);  // a bin has two stripes
   if (random.below(3) == 0) bucket.block = kUnit * (1 + random.below(5));
   if (random.below(3) == 0) {

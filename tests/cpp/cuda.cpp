@@ -1,7 +1,7 @@
 // Every operation with the kernels for CUDA devices, run on the host (cuda_emulation/), against the scalar kernels, bit
 // by bit: through the runtime, as all callers go. Arrays lie between guard pages, scratch is as long as was asked for.
 //
-//   test_cuda [ROUNDS]     TERNGRAD_EMULATED_ORDER=backward, shuffled: blocks in another order
+//   test_cuda [ROUNDS] [FIRST]     TERNGRAD_EMULATED_ORDER: blocks in another order (cuda_emulation/fibers.h)
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,6 +13,13 @@
 #include "support.h"
 
 namespace terngrad {
+
+#if defined(TERNGRAD_PTX)
+namespace cuda {
+void set_emulated_memory(const void* at, int64_t bytes, bool written);
+}
+#endif
+
 namespace tests {
 namespace {
 
@@ -20,6 +27,13 @@ namespace {
 class Memory {
  public:
   Memory(int32_t device, uint64_t seed) : device_(device), random_(seed) {}
+#if defined(TERNGRAD_PTX)
+  ~Memory() {
+    if (scratch_.size > 0) cuda::set_emulated_memory(scratch_.data, scratch_.size, true);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+#endif
 
   Array array(const char* name, Element element, const Bytes& content, bool writable) {
     const auto bytes = static_cast<int64_t>(content.size());
@@ -48,7 +62,11 @@ class Memory {
     const int64_t rounded = (bytes + 15) / 16 * 16;
     unsigned char* at = pages_.back()->end() - rounded;
     memset(at, 0xAA, static_cast<size_t>(bytes));
-    return Queue{nullptr, Array{"scratch", -1, at, bytes, Element::uint8, true, device_}};
+    scratch_ = Array{"scratch", -1, at, bytes, Element::uint8, true, device_};
+#if defined(TERNGRAD_PTX)
+    cuda::set_emulated_memory(at, bytes, false);
+#endif
+    return Queue{nullptr, scratch_};
   }
 
   // All that was written.
@@ -80,6 +98,7 @@ class Memory {
   Random random_;
   std::vector<std::unique_ptr<Pages>> pages_;
   std::vector<Array> arrays_;
+  Array scratch_{};
 };
 
 // NaNs that arithmetic makes are any; elsewhere all bits count.
@@ -482,6 +501,7 @@ int main(int count, char** arguments) {
   using namespace terngrad;
   select_isa("scalar");
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 100;
-  for (int i = 1; i <= rounds; ++i) tests::Round(static_cast<uint64_t>(i)).run();
+  const int first = count > 2 ? std::atoi(arguments[2]) : 1;
+  for (int i = first; i < first + rounds; ++i) tests::Round(static_cast<uint64_t>(i)).run();
   return tests::report("test_cuda");
 }

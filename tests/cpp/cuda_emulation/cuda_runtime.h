@@ -14,6 +14,8 @@
 
 #include <type_traits>
 
+#include "fibers.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -27,9 +29,6 @@
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned of_x = 1, unsigned of_y = 1, unsigned of_z = 1) : x(of_x), y(of_y), z(of_z) {}
-};
-struct uint3 {
-  unsigned x, y, z;
 };
 struct uint2 {
   unsigned x, y;
@@ -92,20 +91,12 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 
 // ---- inside kernels
 
-extern uint3 threadIdx;
-extern uint3 blockIdx;
-extern dim3 blockDim;
-extern dim3 gridDim;
+inline emulation::Index& threadIdx = emulation::thread_index;
+inline emulation::Index& blockIdx = emulation::block_index;
+inline emulation::Index& blockDim = emulation::block_size;
+inline emulation::Index& gridDim = emulation::grid_size;
 
 namespace emulation {
-
-// Runs `body` once for each thread of each block, and returns when all are done.
-void run(dim3 grid, dim3 block, void (*body)(void*), void* context);
-
-void wait_for_block();
-[[noreturn]] void stop(const char* what);
-// Every lane of the warp gives eight bytes; all of them come back, in a place that the next but one call reuses.
-const uint64_t* exchange(unsigned mask, uint64_t value);
 
 template <class T>
 uint64_t wide_of(T value) {
@@ -174,7 +165,7 @@ inline unsigned atomicExch(unsigned* at, unsigned value) {
 }
 
 // Blocks run one after the other, so what a thread waits for must have come.
-inline void __nanosleep(unsigned) { emulation::stop("waits for a block that runs later"); }
+inline void __nanosleep(unsigned) { emulation::wait_for_others(); }
 
 inline unsigned atomicAdd(unsigned* at, unsigned value) {
   const unsigned before = *at;
@@ -213,6 +204,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return cudaErrorInvalidConfiguration;
   auto call = [&] { kernel(arguments...); };
   emulation::run(
-      config->gridDim, config->blockDim, [](void* context) { (*static_cast<decltype(call)*>(context))(); }, &call);
+      {config->gridDim.x, 1, 1}, {config->blockDim.x, 1, 1},
+      [](void* context) { (*static_cast<decltype(call)*>(context))(); }, &call);
   return cudaSuccess;
 }

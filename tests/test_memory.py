@@ -420,7 +420,9 @@ def test_lists_that_overlap_anywhere_are_refused() -> None:
             if rng.integers(3) == 0:
                 out[i] = x[i]
         overlaps = any(
-            np.shares_memory(a, out[j]) and (i != j or a is not out[j]) for i, a in enumerate(x) for j in range(count)
+            np.shares_memory(a, out[j]) and (i != j or a.ctypes.data != out[j].ctypes.data)
+            for i, a in enumerate(x)
+            for j in range(count)
         ) or any(np.shares_memory(out[i], out[j]) for i in range(count) for j in range(i))
         if not overlaps:
             tk.clip(x, out=out)

@@ -412,9 +412,9 @@ def test_lists_that_overlap_anywhere_are_refused() -> None:
     for _ in range(300):
         count = int(rng.integers(1, 7))
         sizes = rng.integers(0, 4, count)
-        memory = np.zeros(40 * count, np.float32)
+        memory = np.zeros(12 * count, np.float32)
         x, out = (
-            [memory[at : at + n] for at, n in zip(rng.integers(0, 36 * count, count), sizes, strict=True)] for _ in "xo"
+            [memory[at : at + n] for at, n in zip(rng.integers(0, 8 * count, count), sizes, strict=True)] for _ in "xo"
         )
         for i in range(count):
             if rng.integers(3) == 0:

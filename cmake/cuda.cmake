@@ -88,7 +88,7 @@ target_include_directories(terngrad_cuda_runtime SYSTEM PRIVATE ${CUDAToolkit_IN
 set(cuda_runtime)
 if(TERNGRAD_KERNELS_CUDA STREQUAL PTX)
   include(cmake/ptx.cmake)
-  set(cuda_libraries terngrad_cuda terngrad_cuda_runtime terngrad_ptx)
+  set(cuda_libraries terngrad_cuda terngrad_cuda_runtime terngrad_ptx terngrad_ptx_runner)
 else()
   set(cuda_libraries terngrad_cuda terngrad_cuda_runtime CUDA::cudart_static)
 endif()

@@ -24,7 +24,7 @@ unsigned place;
 namespace {
 
 constexpr size_t kStack = 64 * 1024;
-constexpr int kMostWaits = 1 << 20;  // for other blocks, one after the other
+constexpr int kMostWaits = 1 << 20;  // for other blocks, of a launch
 
 enum class State { runs, waits_for_block, waits_for_warp, done };
 
@@ -273,7 +273,6 @@ const uint64_t* exchange(unsigned mask, uint64_t value, const void* where) {
 }
 
 void step() {
-  waits = 0;
   if (mixed) yield(State::runs);
 }
 

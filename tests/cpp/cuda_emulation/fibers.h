@@ -53,12 +53,11 @@ void wait_for_others();
 void allocated(const void* at, size_t bytes);
 void written(const void* at, size_t bytes);
 
-// Of the thread that runs; of any.
 struct Range {
   const unsigned char* begin;
   const unsigned char* end;
 };
 Range stack_of_thread();
-bool is_on_a_stack(const void* address);
+bool is_on_a_stack(const void* address);  // of any thread
 
 }  // namespace emulation

@@ -190,11 +190,12 @@ PTX_INSTRUCTION F rounded(F x, Round how) {
   }
 }
 
-// Beyond the integer's range its nearest end; NaN becomes 0 (of 64 bits from a double 0x8000000000000000).
+// Beyond the integer's range its nearest end. NaN becomes 0; of or to 64 bits the highest bit alone.
 template <class T, class F>
 PTX_INSTRUCTION T to_integer(F x, Round how) {
   if (x != x) {
-    return sizeof(F) == 8 && sizeof(T) == 8 ? static_cast<T>(u64{1} << 63) : T{0};
+    const bool is_zero = sizeof(F) < 8 && sizeof(T) < 8;
+    return is_zero ? T{0} : static_cast<T>(static_cast<std::make_unsigned_t<T>>(1) << (8 * sizeof(T) - 1));
   }
   const F whole = rounded(x, how);
   // 2^(bits of magnitude) is exact in either type; the largest integer may not be.

@@ -89,11 +89,11 @@ run_test() {
 
 run_sanitize() {
   command -v compute-sanitizer >/dev/null || { say "sanitize: FAILED: no compute-sanitizer"; return; }
-  local tool
+  local tool port=49152
   for tool in memcheck racecheck initcheck synccheck; do
     # No caching allocator: what lies in one of its blocks is all the same to the tools. Errors of calls that the
     # frameworks make to find out what there is are none; ours are raised.
-    local options=(--tool "$tool" --error-exitcode 9)
+    local options=(--tool "$tool" --error-exitcode 9 --port $((port += 16)) --launch-timeout 120)
     [ $tool = memcheck ] && options+=(--report-api-errors no)
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" "$(seconds 190 280)" checks.log \
       compute-sanitizer "${options[@]}" python3 bench/gpu_check.py short &
@@ -117,7 +117,7 @@ run_profile() {
 run_ddp() { step "one process, NCCL: overhead, overlap, no waits" "$(seconds 45 200)" checks.log python3 bench/gpu_check.py ddp; }
 
 : >"$summary"
-say "$(date -u +%FT%TZ) $(git rev-parse --short HEAD 2>/dev/null) on $(uname -srm), $(nproc) processors"
+say "$(date -u +%FT%TZ) $(git rev-parse --short HEAD 2>/dev/null) on $(uname -srm), $(env -u OMP_NUM_THREADS nproc) processors"
 if ! command -v nvidia-smi >/dev/null || ! nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >>"$summary" 2>&1; then
   say "no GPU: nvidia-smi is not there or finds none; nothing was run"
   exit 3

@@ -25,7 +25,7 @@ for stage in "$@"; do
 done
 stages=${*:-build short test sanitize bench}
 [ $# -eq 1 ] && alone=1 || alone=
-export PATH=$PATH:/usr/local/cuda/bin
+for tools in /usr/local/cuda/bin /opt/nvidia/nsight-compute/*; do PATH=$PATH:$tools; done
 work=$PWD/build/gpu_check # which git ignores, so that it is kept between calls
 site=$work/site
 # JAX would take three quarters of the memory, and each of many processes all processors.

@@ -76,6 +76,7 @@ def short() -> None:
                     tk.repack(tk.sum_trits(want), seed=1, offset=2, clip=2.5).data,
                     what,
                 )
+                print(what, flush=True)
         for a, b in zip(tk.clip(there), tk.clip(layers), strict=True):
             same(a, b, "clip")
         (trits, scale), (wanted, wanted_scale) = tk.ternarize(there), tk.ternarize(layers)

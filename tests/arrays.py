@@ -468,6 +468,7 @@ class Moved:
     def __init__(self, framework: Framework) -> None:
         self.framework = framework
         self.made: list[tuple[Array, Array]] = []  # NumPy's, the device's
+        self.lists: list[tuple[Any, Any]] = []  # the same of lists and tuples: one that is an output comes back
 
     def there(self, x: Any) -> Any:
         if isinstance(x, np.ndarray):
@@ -480,10 +481,13 @@ class Moved:
             return dataclasses.replace(x, data=self.there(x.data))
         if isinstance(x, tk.Scales):
             return tk.Scales(*map(self.there, x))
-        return type(x)(map(self.there, x)) if isinstance(x, (list, tuple)) else x
+        if isinstance(x, (list, tuple)):
+            self.lists.append((x, type(x)(map(self.there, x))))
+            return self.lists[-1][1]
+        return x
 
     def back(self, x: Any) -> Any:
-        for own, made in self.made:
+        for own, made in (*self.made, *self.lists):
             if made is x:
                 return own
         if self.framework.owns(x):
@@ -494,17 +498,29 @@ class Moved:
             return tk.Scales(*map(self.back, x))
         return type(x)(map(self.back, x)) if isinstance(x, (list, tuple)) else x
 
+    def is_only_shown_by_the_host(self, outputs: int) -> bool:
+        """Whether an output, of which are the first that were made, is refused and its copy is not."""
+        arrays = [own for own, _ in self.made]
+        return any(
+            not (out.flags.writeable and out.flags.c_contiguous)
+            or any(np.may_share_memory(out, other) for other in arrays[i + 1 :])
+            for i, out in enumerate(arrays[:outputs])
+        )
+
     def call(self, operation: Callable[..., Any], /, *positional: Any, **named: Any) -> Any:
+        """A number that is no stream is refused on the host; the driver takes it for an address."""
         self.there(named.get("out"))
         outputs = len(self.made)
-        if not all(own.flags.writeable and own.flags.c_contiguous for own, _ in self.made):
-            return operation(*positional, **named)  # which refuses what a copy would not show
         try:
-            result = operation(*self.there(positional), **{name: self.there(x) for name, x in named.items()})
+            there = self.there(positional), {name: self.there(x) for name, x in named.items()}
+            on_host = self.is_only_shown_by_the_host(outputs) or named.get("stream") is not None
+            result = None if on_host else operation(*there[0], **there[1])
         except Exception as error:
             with pytest.raises(type(error)) as own:  # whose text names NumPy's arrays, as tests expect it
                 operation(*positional, **named)
             raise own.value from error
+        if on_host:
+            return operation(*positional, **named)
         for own, made in self.made[:outputs]:
             own[...] = self.framework.to_numpy(made).reshape(own.shape)
         for own, made in self.made[outputs:]:

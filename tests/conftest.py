@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import arrays
 import hypothesis
 import pytest
+from lost_device import pytest_runtest_protocol  # noqa: F401
 
 import terngrad_kernels as tk
 from terngrad_kernels import _core

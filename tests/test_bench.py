@@ -288,6 +288,15 @@ def test_levels_that_are_not_the_rules_are_seen() -> None:
     assert peers.check(lambda seed: 1.01 * drawn(seed), *LEVELS).unbiased == "WRONG LEVELS"
 
 
+def test_cupys_peer_takes_cupys_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all others take PyTorch's, as in bench/gpu_bench.py."""
+    cupy = SimpleNamespace(asarray=lambda values: ("cupy", values), random=np.random)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    peer = next(peer for peer in peers.PEERS if peer.name == "CuPy")
+    place = SimpleNamespace(name="torch", device="cuda", array=lambda values: ("torch", values))
+    assert peer.build(place).array(np.ones(4))[0] == "cupy"  # type: ignore[arg-type]
+
+
 def test_peers_that_need_nothing(result: dict[str, Any]) -> None:
     rows = report.select(result, "peers")
     assert [row["operation"] for row in rows] == ["terngrad_kernels", "NumPy", "NumPy, packed"]

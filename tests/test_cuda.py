@@ -58,6 +58,7 @@ def test_a_call_is_ordered_by_the_current_stream_and_by_no_other(gpu: TorchCuda,
     """On another stream it must see the old values: else nothing here tests the order."""
     values, stream, other = gpu.make(X), torch.cuda.Stream(), torch.cuda.Stream()
     old, new = (tk.encode(x).data for x in (np.zeros_like(X), X))
+    tk.encode(values)  # to load a kernel may wait for the device, and so make the order that is missing
     for _ in range(3):
         x = torch.zeros_like(values)
         torch.cuda.synchronize()
@@ -414,6 +415,7 @@ def test_cupy_streams_and_pool(cupy: Any) -> None:
     spin = cupy.RawKernel(SPIN, "spin")
     values, want = cupy.asarray(X), tk.encode(X)
     old = tk.encode(np.zeros_like(X)).data
+    tk.decode(tk.encode(values))  # to load a kernel may wait for the device, and so make the order that is missing
     cupy.cuda.Device().synchronize()
     for named in (False, True):
         for _ in range(3):
@@ -443,6 +445,7 @@ def test_cupy_graphs(cupy: Any) -> None:
     x = [cupy.asarray(item) for item in layers[:-1]]
     x.append(cupy.asarray(layers[-1].T).T)  # of which a copy is made
     step = cupy.zeros((), cupy.int64)
+    step += 0  # what adds to it is compiled before the capture
     stream = cupy.cuda.Stream(non_blocking=True)
     out = tk.encode(x).data
     cupy.cuda.Device().synchronize()

@@ -36,6 +36,8 @@ LEAVES: dict[str, tuple[tuple[int, ...], str]] = {
     "e": ((0, 4), "float32"),
     "f": ((30, 30), "float32"),
 }
+if jax.__version_info__[:2] == (0, 11):
+    del LEAVES["e"]  # compiling jax.shard_map over an empty array that is used ends the process, with or without us
 
 
 class Alone(averages.Alone):
@@ -128,7 +130,8 @@ def test_averages_on_devices(devices: Callable[..., Any], strategy: str, feedbac
             assert state.residual["first"][name].shape == (world, *shape)
         for (layers, rank, *second), lost in alone.lost.items():
             if second:
-                place = list(layers) != [0, 3, 4, 5]  # of the dtype
+                dtypes = [dtype for _, dtype in LEAVES.values()]
+                place = list(dict.fromkeys(dtypes)).index(dtypes[layers[0]])
                 kept = state.residual["second"][place][rank]
                 assert_same(kept[: lost.size], lost)
                 assert not kept[lost.size :].any()

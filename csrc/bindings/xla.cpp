@@ -113,7 +113,7 @@ Element element_of(xla::DataType type, const char* argument) {
 // Throws what XLA says went wrong.
 void check(const xla::Frame& frame, xla::Error* error, const char* what) {
   if (error == nullptr) return;
-  xla::ErrorText text{sizeof(xla::ErrorText), nullptr, error, nullptr};
+  xla::ErrorText text{sizeof(xla::ErrorText), nullptr, error, nullptr, {}};
   frame.api->get_message(&text);
   const std::string message = std::string(what) + ": " + (text.message != nullptr ? text.message : "no reason given");
   xla::DestroyedError destroyed{sizeof(xla::DestroyedError), nullptr, error};

@@ -2,7 +2,7 @@
 // jaxlib is no build requirement, and compared with jaxlib's own header by tests/test_jax.py.
 //
 // XLA keeps this interface stable: fields are only added, at the end of a structure, and every structure that may grow
-// starts with its size. What is stated is the same in all versions from 0.1 (jaxlib 0.5.0) to 0.3 (jaxlib 0.10).
+// starts with its size. What is stated is the same in all versions from 0.1 (jaxlib 0.5.0) to 0.4 (jaxlib 0.11).
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace terngrad::xla {
 
 constexpr int32_t kMajorVersion = 0;
 constexpr int32_t kOldestMinorVersion = 1;
-constexpr int32_t kNewestMinorVersion = 3;
+constexpr int32_t kNewestMinorVersion = 4;
 
 // ---- what every structure that may grow starts with
 
@@ -42,11 +42,13 @@ struct ErrorArguments {
   ErrorCode code;
 };
 
+// `code` since 0.4: with less room than that XLA might write behind it.
 struct ErrorText {
   size_t struct_size;
   Extension* extensions;
   Error* error;
   const char* message;
+  ErrorCode code;
 };
 
 struct DestroyedError {

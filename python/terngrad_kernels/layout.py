@@ -348,12 +348,17 @@ class Layout:
             True if they do.
         """
         return (
-            self.shapes == other.shapes
+            _same_shapes(self.shapes, other.shapes)
             and self.packing == other.packing
             and self.block == other.block
             and self.shards == other.shards
             and self.index == other.index
         )
+
+
+def _same_shapes(shapes: tuple[tuple[int, ...], ...], others: tuple[tuple[int, ...], ...]) -> bool:
+    """Return ``shapes == others``, in a way that TorchDynamo can follow: 2.11 cannot compare tuples of tuples."""
+    return len(shapes) == len(others) and all(map(operator.eq, shapes, others))
 
 
 @lru_cache(maxsize=256)
@@ -377,7 +382,7 @@ def _require_alike(layout: Layout, other: Layout, argument: str, owner: str, *, 
         return
     for field in ("shapes", "block", "shards", "index"):
         got, expected = getattr(layout, field), getattr(other, field)
-        if got == expected:
+        if _same_shapes(got, expected) if field == "shapes" else got == expected:
             continue
         if field == "shapes":  # name one layer: there may be thousands
             if len(got) != len(expected):

@@ -245,10 +245,10 @@ def _numpy_ternarize(x: Any, rng: Any, xp: Any = np) -> tuple[Any, Any]:
     return (xp.sign(clipped) * fires).astype(xp.int8), scale
 
 
-def _array_library(place: Place, xp: Any) -> Drawing:
+def _array_library(array: Callable[[Array], Any], xp: Any) -> Drawing:
     state = {"rng": xp.random.default_rng(0)}
     return Drawing(
-        place.array,
+        array,
         lambda x: _numpy_ternarize(x, state["rng"], xp),
         lambda seed: state.update(rng=xp.random.default_rng(seed)),
         _unpacked,
@@ -257,11 +257,12 @@ def _array_library(place: Place, xp: Any) -> Drawing:
 
 
 def _numpy(place: Place) -> Drawing:
-    return _array_library(place, np)
+    return _array_library(place.array, np)
 
 
 def _cupy(place: Place) -> Drawing:
-    return _array_library(place, importlib.import_module("cupy"))
+    cupy = importlib.import_module("cupy")
+    return _array_library(cupy.asarray, cupy)  # whatever the place's own arrays are
 
 
 def _numpy_packed(place: Place) -> Drawing:

@@ -187,7 +187,8 @@ __global__ __launch_bounds__(kThreads) void ternarize_array(const __grid_constan
   if (!has_unit(geometry, geometry.tiles - 1 - blockIdx.x, &unit)) return;
   const Piece& piece = geometry.pieces[unit.piece];
   const Scale scale = scale_for(scales, piece);
-  if (unit.first && lane_of() == 0) scale_out[piece.group] = scale.scale;
+  const bool begins_group = unit.first && unit.piece == geometry.groups[piece.group].first_piece;
+  if (begins_group && lane_of() == 0) scale_out[piece.group] = scale.scale;
   if (unit.count == 0) return;
   const Quantiser quantiser = quantiser_of(scale);
   const auto source = ArraySource<T>::at(address_of(x, piece, sizeof(T)));

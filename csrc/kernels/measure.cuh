@@ -311,22 +311,22 @@ TERNGRAD_DEVICE void measure_tile(const Geometry& geometry, const Measurement& m
   const Group group = geometry.groups[index];
   const Sums& sums = measurement.sums;
   const bool carries = is_carried(geometry, group);
+  const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + place;
   if (carries || group.size == 0) {
-    if (threadIdx.x == 0 && place == 0) store_result(sums, index, carries ? carried_scale() : scale_of_nothing());
+    if (threadIdx.x == 0 && stripe == 0) store_result(sums, index, carries ? carried_scale() : scale_of_nothing());
     return;
   }
   const int64_t stripes = stripes_in(group);
-  const int64_t stripe = (tile - geometry.group_tiles[index]) * kWarps + place;
   if (ByBlock && stripe >= stripes) return;
   if (stripe < stripes) {
     const StripeSum found = sum(group, stripe * kStripe, smaller_of((stripe + 1) * kStripe, group.size));
     if (ByBlock ? threadIdx.x == 0 : lane_of() == 0) {
       store_sums<Center>(sums.stripes, group.first_stripe + stripe, found);
-      __threadfence();
     }
   }
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // what the block wrote before the barrier included
     const auto blocks = static_cast<uint32_t>(ByBlock ? stripes : (stripes + kWarps - 1) / kWarps);
     is_last = blocks == 1 || atomicAdd(sums.arrived + index, 1u) == blocks - 1;
     __threadfence();

@@ -1,5 +1,6 @@
-// Sums of trits and counts, 16 bits each, two to a register: taken modulo 2^16 on the way, as the contract's counts
-// are.
+// Sums of trits and counts. Those of trits and of 4-bit counts are a byte each, four columns to a register, until they
+// might not fit; then, and all others, 16 bits each, two to a register: taken modulo 2^16 on the way, as the contract's
+// counts are.
 #include "device.cuh"
 
 namespace terngrad {
@@ -21,40 +22,87 @@ TERNGRAD_DEVICE uint32_t pair_of(int first, int second) {
   return (static_cast<uint32_t>(first) & 0xffffu) | static_cast<uint32_t>(second) << 16;
 }
 
+// A row's sums are 128 too large, so that no byte lends from the next: as long as each is within +-127 of that.
+constexpr uint32_t kBias = 0x80808080u;
+constexpr int kMostInByte = 127;
+
+struct Sums16 {
+  Pairs rows[kRows];
+};
+struct Sums8 {
+  uint32_t rows[kRows];
+};
+
+// The most that one message adds to a byte, or nothing where it goes to the pairs. (An invalid count may be -8.)
+TERNGRAD_DEVICE int most_in_byte(Packing packing) {
+  return is_ternary(packing) ? 1 : packing == Packing::counts4 ? 8 : 0;
+}
+
 template <class Form>
-TERNGRAD_DEVICE void add_tiles(const uint8_t* payload, int rows, Pairs (&sums)[kRows]) {
+TERNGRAD_DEVICE void add_tiles(Form form, const uint8_t* payload, int rows, Sums8* sums) {
   constexpr int kFormRows = static_cast<int>(Form::rows);
 #pragma unroll
   for (int tile = 0; tile < kRows / kFormRows; ++tile) {
     if (tile * kFormRows >= rows) break;
-    const uint32_t word = load_word(payload + tile * kColumns + 4 * lane_of());
+    uint32_t codes[kFormRows];
+    rows_in_word(form, load_word(payload + tile * kColumns + 4 * lane_of()), codes);
 #pragma unroll
     for (int i = 0; i < kFormRows; ++i) {
-      int t[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) t[j] = value_in(Form::packing, word >> (8 * j) & 255u, i);
-      Pairs& sum = sums[tile * kFormRows + i];
-      sum.low = add_pairs(sum.low, pair_of(t[0], t[1]));
-      sum.high = add_pairs(sum.high, pair_of(t[2], t[3]));
+      sums->rows[tile * kFormRows + i] += (codes[i] & 0x01010101u) - (codes[i] & 0x02020202u);
     }
   }
 }
 
+TERNGRAD_DEVICE void add_tiles(Tiled<Packing::counts4>, const uint8_t* payload, int rows, Sums8* sums) {
+#pragma unroll
+  for (int row = 0; row < kRows; row += 2) {
+    if (row >= rows) break;
+    const uint32_t word = load_word(payload + row / 2 * kColumns + 4 * lane_of());
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sums->rows[row + i] += ((word >> (4 * i) & 0x0f0f0f0fu) ^ 0x08080808u) - 0x08080808u;
+    }
+  }
+}
+
+TERNGRAD_DEVICE void add_signed_bytes(uint32_t bytes, Pairs* sum) {
+  int t[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) t[j] = static_cast<int8_t>(bytes >> (8 * j));
+  sum->low = add_pairs(sum->low, pair_of(t[0], t[1]));
+  sum->high = add_pairs(sum->high, pair_of(t[2], t[3]));
+}
+
+TERNGRAD_DEVICE void start(Sums8* sums) {
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) sums->rows[row] = kBias;
+}
+
+TERNGRAD_DEVICE void move_bytes(Sums8* from, Sums16* to) {
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) add_signed_bytes(from->rows[row] ^ kBias, &to->rows[row]);
+  start(from);
+}
+
 // Rows [0, rows), which are whole tiles of the packing but for base3's, whose last rows then are not looked at.
-TERNGRAD_DEVICE void add_message(const uint8_t* payload, Packing packing, int rows, Pairs (&sums)[kRows]) {
+TERNGRAD_DEVICE void add_message(const uint8_t* payload, Packing packing, int rows, Sums8* bytes, Sums16* pairs) {
   switch (packing) {
-    case Packing::two_bit: return add_tiles<Tiled<Packing::two_bit>>(payload, rows, sums);
-    case Packing::base3: return add_tiles<Tiled<Packing::base3>>(payload, rows, sums);
-    case Packing::counts4: return add_tiles<Tiled<Packing::counts4>>(payload, rows, sums);
-    case Packing::counts8: return add_tiles<Tiled<Packing::counts8>>(payload, rows, sums);
-    default: break;  // counts16
+    case Packing::two_bit: return add_tiles(Tiled<Packing::two_bit>{}, payload, rows, bytes);
+    case Packing::base3: return add_tiles(Tiled<Packing::base3>{}, payload, rows, bytes);
+    case Packing::counts4: return add_tiles(Tiled<Packing::counts4>{}, payload, rows, bytes);
+    default: break;  // counts8, counts16
   }
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     if (row >= rows) break;
-    const uint8_t* at = payload + 2 * (row * static_cast<int>(kColumns) + 4 * lane_of());
-    sums[row].low = add_pairs(sums[row].low, load_word(at));
-    sums[row].high = add_pairs(sums[row].high, load_word(at + 4));
+    const int element = row * static_cast<int>(kColumns) + 4 * lane_of();
+    Pairs& sum = pairs->rows[row];
+    if (packing == Packing::counts8) {
+      add_signed_bytes(load_word(payload + element), &sum);
+    } else {
+      sum.low = add_pairs(sum.low, load_word(payload + 2 * element));
+      sum.high = add_pairs(sum.high, load_word(payload + 2 * element + 4));
+    }
   }
 }
 
@@ -63,7 +111,7 @@ TERNGRAD_DEVICE uint32_t code_in(Packing packing, uint32_t sum, int row) {
 }
 
 template <class Form>
-TERNGRAD_DEVICE void store_tiles(const Pairs (&sums)[kRows], int rows, uint8_t* payload) {
+TERNGRAD_DEVICE void store_tiles(const Sums16& sums, int rows, uint8_t* payload) {
   constexpr int kFormRows = static_cast<int>(Form::rows);
 #pragma unroll
   for (int tile = 0; tile < kRows / kFormRows; ++tile) {
@@ -71,7 +119,7 @@ TERNGRAD_DEVICE void store_tiles(const Pairs (&sums)[kRows], int rows, uint8_t* 
     uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < kFormRows; ++i) {
-      const Pairs& sum = sums[tile * kFormRows + i];
+      const Pairs& sum = sums.rows[tile * kFormRows + i];
       word |= code_in(Form::packing, sum.low, i) | code_in(Form::packing, sum.low >> 16, i) << 8 |
               code_in(Form::packing, sum.high, i) << 16 | code_in(Form::packing, sum.high >> 16, i) << 24;
     }
@@ -79,15 +127,15 @@ TERNGRAD_DEVICE void store_tiles(const Pairs (&sums)[kRows], int rows, uint8_t* 
   }
 }
 
-TERNGRAD_DEVICE void store_sums(const Pairs (&sums)[kRows], Packing packing, int rows, uint8_t* payload) {
+TERNGRAD_DEVICE void store_sums(const Sums16& sums, Packing packing, int rows, uint8_t* payload) {
   if (packing == Packing::counts4) return store_tiles<Tiled<Packing::counts4>>(sums, rows, payload);
   if (packing == Packing::counts8) return store_tiles<Tiled<Packing::counts8>>(sums, rows, payload);
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     if (row >= rows) break;
     uint8_t* to = payload + 2 * (row * static_cast<int>(kColumns) + 4 * lane_of());
-    store_word(to, sums[row].low);
-    store_word(to + 4, sums[row].high);
+    store_word(to, sums.rows[row].low);
+    store_word(to + 4, sums.rows[row].high);
   }
 }
 
@@ -176,12 +224,21 @@ __global__ __launch_bounds__(kThreads) void sum_messages(const __grid_constant__
     rows = own < rows ? own : rows;
   }
   rows = rows / rows_in(piece.packing) * rows_in(piece.packing);
-  Pairs sums[kRows] = {};
+  Sums16 sums = {};
+  Sums8 bytes;
+  start(&bytes);
+  int room = kMostInByte;
   for (int64_t i = 0; i < messages.count; ++i) {
     const Message message = message_at(messages, i);
     const Piece& own = message.pieces[unit.piece];
-    add_message(payload_of(message, own, unit.index), own.packing, rows, sums);
+    room -= most_in_byte(own.packing);
+    if (room < 0) {
+      move_bytes(&bytes, &sums);
+      room = kMostInByte - most_in_byte(own.packing);
+    }
+    add_message(payload_of(message, own, unit.index), own.packing, rows, &bytes, &sums);
   }
+  move_bytes(&bytes, &sums);
   store_sums(sums, piece.packing, rows, payload);
   sum_rest(messages, unit, piece.packing, rows * static_cast<int>(kColumns), payload);
 }

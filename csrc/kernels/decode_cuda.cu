@@ -7,14 +7,6 @@ namespace cuda {
 
 namespace {
 
-// Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
-// made together, a byte each, and twice the worth of one times the half is what it comes to, unless that overflows.
-TERNGRAD_DEVICE uint32_t halves_of(uint32_t row) { return (row & 0x01010101u) * 0x3fu + (row << 6 & 0x80808080u); }
-
-TERNGRAD_DEVICE float half_at(uint32_t halves, int column) {
-  return float_of(__byte_perm(halves, 0u, static_cast<unsigned>(column) << 12 | 0x444u));
-}
-
 // worth * t, which is exact, of a row's four trits, as the output takes it. (-worth and worth * -1 are the same bits,
 // but of a NaN.)
 template <class T>
@@ -171,18 +163,6 @@ TERNGRAD_DEVICE Summand summand_of(const Messages& messages, const Piece& piece,
   if (index >= messages.count) return Summand{nullptr, 0.0f};
   const Message message = message_at(messages, index);
   return Summand{payload_of(message, piece, unit.index), 2.0f * worth_in(message, piece)};
-}
-
-template <class Form>
-TERNGRAD_DEVICE void add_word(Form form, uint32_t word, float twice, float (&sums)[Form::rows][4]) {
-  uint32_t rows[Form::rows];
-  rows_in_word(form, word, rows);
-#pragma unroll
-  for (int i = 0; i < static_cast<int>(Form::rows); ++i) {
-    const uint32_t halves = halves_of(rows[i]);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[i][j] = fmaf(twice, half_at(halves, j), sums[i][j]);
-  }
 }
 
 // Words that are under way together.

@@ -370,6 +370,86 @@ TERNGRAD_DEVICE float worth_in(const Message& message, const Piece& piece) {
                                            : message.weight * load_scale(message.data + piece.scale_at);
 }
 
+// ---- a word of a whole tile: its rows, each as the codes of four columns in the lowest bits of four bytes
+
+// A sign alone, without the lower bit of the code, is 0.
+TERNGRAD_DEVICE uint32_t fired_codes(uint32_t codes) { return codes & (codes & 0x55555555u) * 3u; }
+
+TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::two_bit>, uint32_t word, uint32_t (&rows)[4]) {
+  const uint32_t codes = fired_codes(word);  // code 10 is 0
+#pragma unroll
+  for (int i = 0; i < 4; ++i) rows[i] = codes >> (2 * i);  // what is above two bits of a byte does not matter
+}
+
+// Two bytes side by side in 16 bits each; 171 / 512 is a third for all bytes.
+TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::base3>, uint32_t word, uint32_t (&rows)[5]) {
+  uint32_t pairs[2] = {word & 0x00ff00ffu, word >> 8 & 0x00ff00ffu};
+#pragma unroll
+  for (int i = 0; i < 5; ++i) {
+    uint32_t digits[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint32_t thirds = pairs[k] * 171u >> 9 & 0x007f007fu;
+      digits[k] = pairs[k] - 3u * thirds;
+      pairs[k] = thirds;
+    }
+    const uint32_t all = digits[1] * 256u + digits[0];
+    rows[i] = all + (all >> 1 & 0x01010101u);  // the digit 2 is the code 11
+  }
+}
+
+// A row's four trits, a byte each: 0, 1 or 0xff.
+TERNGRAD_DEVICE uint32_t trits_of(uint32_t row) { return (row & 0x01010101u) + (row >> 1 & 0x01010101u) * 0xfeu; }
+
+// Half a trit as a float32 has one byte that is not 0, the highest: 0x3f, or 0xbf for -1. So a row's four trits are
+// made together, a byte each, and twice the worth of one times the half is what it comes to, unless that overflows.
+TERNGRAD_DEVICE uint32_t halves_of(uint32_t row) { return (row & 0x01010101u) * 0x3fu + (row << 6 & 0x80808080u); }
+
+TERNGRAD_DEVICE float half_at(uint32_t halves, int column) {
+  return float_of(__byte_perm(halves, 0u, static_cast<unsigned>(column) << 12 | 0x444u));
+}
+
+// sum + worth * trit, of a row; `twice` the worth.
+TERNGRAD_DEVICE void add_row(uint32_t row, float twice, float (&sums)[4]) {
+  const uint32_t halves = halves_of(row);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) sums[j] = fmaf(twice, half_at(halves, j), sums[j]);
+}
+
+template <class Form>
+TERNGRAD_DEVICE void add_word(Form form, uint32_t word, float twice, float (&sums)[Form::rows][4]) {
+  uint32_t rows[Form::rows];
+  rows_in_word(form, word, rows);
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(Form::rows); ++i) add_row(rows[i], twice, sums[i]);
+}
+
+// Four rows that begin at row Offset of a tile of base3 and may go on in the next.
+template <int Offset>
+TERNGRAD_DEVICE void add_rows_of_base3(const uint8_t* tile, float twice, float (&sums)[4][4]) {
+  uint32_t rows[2][5];
+  rows_in_word(Tiled<Packing::base3>{}, load_word(tile), rows[0]);
+  if (Offset > 1) rows_in_word(Tiled<Packing::base3>{}, load_word(tile + kColumns), rows[1]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) add_row(rows[(Offset + i) / 5][(Offset + i) % 5], twice, sums[i]);
+}
+
+// Rows `first` to first + 3 of a unit; `first` is a multiple of 4.
+TERNGRAD_DEVICE void add_rows(Packing packing, const uint8_t* payload, int first, float twice, float (&sums)[4][4]) {
+  const uint8_t* column = payload + 4 * lane_of();
+  if (packing == Packing::two_bit) {
+    return add_word(Tiled<Packing::two_bit>{}, load_word(column + first / 4 * kColumns), twice, sums);
+  }
+  const uint8_t* tile = column + first / 5 * kColumns;
+  switch (first % 5) {
+    case 0: return add_rows_of_base3<0>(tile, twice, sums);
+    case 1: return add_rows_of_base3<1>(tile, twice, sums);
+    case 2: return add_rows_of_base3<2>(tile, twice, sums);
+    case 3: return add_rows_of_base3<3>(tile, twice, sums);
+    default: return add_rows_of_base3<4>(tile, twice, sums);
+  }
+}
+
 // Whether twice of it is not finite, perhaps.
 TERNGRAD_DEVICE bool is_extreme(float worth) { return fabsf(worth) >= 0x1p127f; }
 
@@ -446,6 +526,10 @@ struct SumSource {
       const Piece& own = message.pieces[piece_index];
       const float worth = worth_in(message, own);
       const uint8_t* payload = payload_of(message, own, index);
+      if (is_ternary(own.packing) && !has_extreme) {
+        add_rows(own.packing, payload, row, 2.0f * worth, rows->x);
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float values[4];
@@ -514,9 +598,6 @@ TERNGRAD_DEVICE void push_codes(const float (&x)[4][4], const PhiloxWords& words
   if constexpr (Element > 0) push_codes<O, Element - 1>(x, words, quantiser, codes);
 }
 
-// A sign alone, without the lower bit of the code, is 0.
-TERNGRAD_DEVICE uint32_t fired_codes(uint32_t codes) { return codes & (codes & 0x55555555u) * 3u; }
-
 // A unit's trits: word g has rows 4 g to 4 g + 3 of the lane's columns, as the word of a two_bit payload has them.
 constexpr int kGroups = kRows / 4;
 struct Codes {
@@ -549,34 +630,6 @@ TERNGRAD_DEVICE typename Source::Rows first_rows(const Source& source, const Uni
   source.load_rows(unit.begin + 4 * lane_of(), unit.count, &rows);
   return rows;
 }
-
-// ---- a word of a whole tile: its rows, each as the codes of four columns in the lowest bits of four bytes
-
-TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::two_bit>, uint32_t word, uint32_t (&rows)[4]) {
-  const uint32_t codes = fired_codes(word);  // code 10 is 0
-#pragma unroll
-  for (int i = 0; i < 4; ++i) rows[i] = codes >> (2 * i);  // what is above two bits of a byte does not matter
-}
-
-// Two bytes side by side in 16 bits each; 171 / 512 is a third for all bytes.
-TERNGRAD_DEVICE void rows_in_word(Tiled<Packing::base3>, uint32_t word, uint32_t (&rows)[5]) {
-  uint32_t pairs[2] = {word & 0x00ff00ffu, word >> 8 & 0x00ff00ffu};
-#pragma unroll
-  for (int i = 0; i < 5; ++i) {
-    uint32_t digits[2];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const uint32_t thirds = pairs[k] * 171u >> 9 & 0x007f007fu;
-      digits[k] = pairs[k] - 3u * thirds;
-      pairs[k] = thirds;
-    }
-    const uint32_t all = digits[1] * 256u + digits[0];
-    rows[i] = all + (all >> 1 & 0x01010101u);  // the digit 2 is the code 11
-  }
-}
-
-// A row's four trits, a byte each: 0, 1 or 0xff.
-TERNGRAD_DEVICE uint32_t trits_of(uint32_t row) { return (row & 0x01010101u) + (row >> 1 & 0x01010101u) * 0xfeu; }
 
 // ---- packing a unit
 

@@ -90,11 +90,18 @@ def short() -> None:
         for center in (False, True):
             for a, b in zip(tk.scales(there, center=center), tk.scales(layers, center=center), strict=True):
                 same(a, b, "scales")
-    # Several waves of blocks, and one layer that many of them share.
-    x = rng.standard_normal(3_000_001, dtype=np.float32)
-    for on in (True, False):
-        tk._core.set_cuda_at_once(on)
-        same(tk.encode(on_cuda(x), seed=5).data, tk.encode(x, seed=5).data, "a large layer")
+    # Several waves of blocks, and one layer that many of them share: few enough to be summed at once, and more.
+    for n in (3_000_001, 9_000_001):
+        x = rng.standard_normal(n, dtype=np.float32)
+        there = on_cuda(x)
+        for on in (True, False):
+            tk._core.set_cuda_at_once(on)
+            same(tk.encode(there, seed=5).data, tk.encode(x, seed=5).data, f"a layer of {n}, {on}")
+        for a, b in zip(tk.scales(there), tk.scales(x), strict=True):
+            same(a, b, f"scales of {n}")
+        packed, want = (tk.encode(each, seed=5) for each in (there, x))
+        again = {"seed": 1, "offset": 2, "clip": 2.5}
+        same(tk.repack([packed], **again).data, tk.repack([want], **again).data, f"repack of {n}")
     torch.cuda.synchronize()
     print("every operation gave the CPU's bytes")
 

@@ -124,10 +124,10 @@ def test_calls_on_two_streams_do_not_share_memory(gpu: TorchCuda, torch: Any) ->
             assert_same(gpu.to_numpy(data), want)
 
 
-@pytest.fixture
-def at_once() -> Iterator[None]:
-    """Both passes of encode in one launch."""
-    tk._core.set_cuda_at_once(True)
+@pytest.fixture(params=[False, True], ids=["two launches", "one launch"])
+def at_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How the two passes of encode are launched."""
+    tk._core.set_cuda_at_once(request.param)
     yield
     tk._core.set_cuda_at_once(False)
 
@@ -142,8 +142,9 @@ def at_once() -> Iterator[None]:
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_both_passes_in_one_launch(sizes: list[int], dtype: str, gpu: TorchCuda, torch: Any, at_once: None) -> None:
-    """Blocks that wait for others, on two streams that take each other's processors, and in a graph."""
+@pytest.mark.usefixtures("at_once")
+def test_both_passes_of_large_buckets(sizes: list[int], dtype: str, gpu: TorchCuda, torch: Any) -> None:
+    """Blocks that wait for others or count, on two streams that take each other's processors, and in a graph."""
     packing = ["float32" if i % 7 == 3 else "base3" if i % 7 == 5 else "two_bit" for i in range(len(sizes))]
     buckets = [[torch.from_numpy(x).to(getattr(torch, dtype)) for x in bucket(sizes, seed=k)] for k in range(2)]
     wants = [tk.encode(layers, packing=packing, seed=3).data.numpy() for layers in buckets]
@@ -167,6 +168,32 @@ def test_both_passes_in_one_launch(sizes: list[int], dtype: str, gpu: TorchCuda,
     for out in outs:
         for data, want in zip(out, wants, strict=True):
             assert_same(data.cpu().numpy(), want)
+
+
+@pytest.mark.parametrize("sizes", [[4_000_000], [12_000_003], [100, 5_000_000, 70_000, 0, 7_000_001]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operations_on_more_than_the_device_sums_at_once(sizes: list[int], dtype: str, gpu: TorchCuda) -> None:
+    """Other kernels measure such buckets than those of most tests; the first is near where they begin."""
+    layers = bucket(sizes, dtype)
+    there = [gpu.make(x) for x in layers]
+
+    def check(what: str, got: Any, want: Any) -> None:
+        for a, b in zip(got, want, strict=True):
+            assert_same(gpu.to_numpy(a), b, what)
+
+    for center in (False, True):
+        check("scales", tk.scales(there, center=center), tk.scales(layers, center=center))
+        check("clip", tk.clip(there, center=center), tk.clip(layers, center=center))
+    (trits, scale), (want, want_scale) = (tk.ternarize(x, seed=3) for x in (there, layers))
+    check("ternarize", [*trits, scale], [*want, want_scale])
+    packed, expected = ([tk.encode(x, seed=k, packing=TERNARY[k]) for k in range(2)] for x in (there, layers))
+    check("encode", [x.data for x in packed], [x.data for x in expected])
+    for k in range(2):
+        twice, twice_expected = [packed[k]] * 2, [expected[k]] * 2
+        check("decode_sum", tk.decode_sum(twice, weights=[0.3, 0.5]), tk.decode_sum(twice_expected, weights=[0.3, 0.5]))
+        check("sum_trits", [tk.sum_trits(twice).data], [tk.sum_trits(twice_expected).data])
+        again = {"seed": 1, "offset": 2, "clip": 2.5}
+        check("repack", [tk.repack(twice, **again).data], [tk.repack(twice_expected, **again).data])
 
 
 def test_threads_with_streams_of_their_own(gpu: TorchCuda, torch: Any) -> None:

@@ -182,8 +182,8 @@ TERNGRAD_DEVICE StripeSum sum_stripe(const Messages& messages, const Geometry& g
     const int64_t until = smaller_of(size, end - before);
     if (from < until) {
       const SumSource source = SumSource::at(messages, i);
-      for (int64_t row = from; row < until;
-           row += kRowGroup) {  // multiples of four rows, as stripes and pieces are cut
+      // Four rows at a time: stripes and pieces are cut at multiples of them.
+      for (int64_t row = from; row < until; row += kRowGroup) {
         SumSource::Rows rows;
         source.load_rows(row + 4 * lane_of(), static_cast<int>(smaller_of(kRowGroup, until - row)), &rows);
 #pragma unroll

@@ -321,7 +321,7 @@ class OnDevices {
     // Five eighths of the second-level cache; what is written and the tables want their share.
     const int64_t kept_bytes = attribute(cudaDevAttrL2CacheSize, device) / 8 * 5;
     const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
-    // Such blocks have 35 KB of shared memory each, and at most 64 registers a thread.
+    // Blocks that sum a stripe together have 34 KB of shared memory each.
     const int64_t few_blocks = 4 * processors;
     const Tables tables(layout, Processors{cuda::kBlocksAtOnce * processors, kept_bytes / (4 * kStripe)});
     Copy copy{device, nullptr, false, {}};
@@ -592,21 +592,17 @@ void encode(const Layout& layout, const Arrays& x, DType dtype, Measure measure,
   const Geometry geometry = call.geometry(layout);
   const Bucket bucket = bucket_of(call, layout, x);
   const Draws draws = draws_of(draw);
-  if (passed) {
-    return check(encode(geometry, bucket, dtype, passed_source(*passed), draws, data.data, call.stream), "encode");
+  if (!passed && at_once && geometry.items > 0) {
+    const Measurement measurement = counted(call, geometry, sums_of(call, geometry, measure), true);
+    return check(encode_at_once(geometry, bucket, dtype, measurement, draws, data.data, call.stream), "encode");
   }
-  const Sums sums = sums_of(call, geometry, measure);
-  if (at_once && geometry.items > 0) {
-    const Measurement measurement = counted(call, geometry, sums, true);
-    check(encode_at_once(geometry, bucket, dtype, measurement, draws, data.data, call.stream), "encode");
-  } else if (is_small(geometry)) {
-    check(sum_stripes(geometry, bucket, dtype, sums.stripes, call.stream), "scales");
-    check(encode_small(geometry, bucket, dtype, sums.stripes, draws, data.data, call.stream), "encode");
-  } else {
-    measure_all(call, geometry, bucket, dtype, sums);
-    const ScaleSource source{nullptr, nullptr, sums.scales};
-    check(encode(geometry, bucket, dtype, source, draws, data.data, call.stream), "encode");
+  if (!passed && is_small(geometry)) {
+    const StripeSums stripes = sums_of(call, geometry, measure).stripes;
+    check(sum_stripes(geometry, bucket, dtype, stripes, call.stream), "scales");
+    return check(encode_small(geometry, bucket, dtype, stripes, draws, data.data, call.stream), "encode");
   }
+  const ScaleSource source = source_of(call, geometry, bucket, dtype, measure, passed);
+  check(cuda::encode(geometry, bucket, dtype, source, draws, data.data, call.stream), "encode");
 }
 
 void decode(const Layout& layout, const std::vector<const uint8_t*>& messages, const std::vector<float>& weights,

@@ -26,7 +26,7 @@ def class_of(opcode: str, modifiers: list[str]) -> int:
     last = modifiers[-1] if modifiers else ""
     if opcode in ("ld", "st"):
         found = next((space for space in SPACES if space in modifiers), "global")
-    elif opcode in ("bar", "shfl", "vote", "membar", "fence", "atom", "red", "nanosleep", "griddepcontrol"):
+    elif opcode in ("bar", "shfl", "vote", "membar", "fence", "atom", "red", "nanosleep"):
         found = "meet"
     elif opcode in ("bra", "ret", "exit", "call", "trap", "brkpt"):
         found = "branch"
@@ -416,12 +416,6 @@ def _vote(body: Body, modifiers: list[str], operands: list[str]) -> None:
 def _sleep(body: Body, modifiers: list[str], _: list[str]) -> None:
     only(modifiers, "u32")
     body.lines.append("nanosleep();")
-
-
-@handles("griddepcontrol")
-def _wait_for_launches(body: Body, modifiers: list[str], _: list[str]) -> None:
-    # A launch begins when the one before it has ended.
-    only(modifiers, "wait", "launch_dependents")
 
 
 # ---- control

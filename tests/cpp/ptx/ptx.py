@@ -65,8 +65,7 @@ def statements(text: str) -> list[tuple[int, str]]:
     """The statements, labels, braces, and heads of functions that have a body, each with its line."""
     text = re.sub(r"//[^\n]*", "", text)
     found = []
-    at = line = 0
-    line = 1
+    at, line = 0, 1
     while begin := re.compile(r"\S").search(text, at):
         line += text.count("\n", at, begin.start())
         at = begin.start()
